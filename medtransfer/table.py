@@ -1,0 +1,130 @@
+"""Tables of labels as people keep them: CSV with any separator, Excel; every cell stays text."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtransfer.errors import CohortError
+
+_MISSING = {"", "na", "n/a", "nan", "none", "null", "<na>", "#n/a"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text with the line each came from.
+
+    Parameters
+    ----------
+    name : str
+        File name, for messages.
+    columns : tuple of str
+        Header cells, blanks stripped.
+    rows : tuple of dict
+        One mapping a row; a missing value (empty, NA, NaN, null ...) is ``''``.
+    lines : tuple of int
+        Line number in the file of each row, counted from 1, the header being line 1.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, str], ...]
+    lines: tuple[int, ...]
+
+    def require(self, *columns: str) -> None:
+        """Refuse a table that lacks a column, naming the nearest one it has."""
+        import difflib
+
+        for column in columns:
+            if column not in self.columns:
+                near = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.5)
+                raise CohortError(
+                    f"there is no column '{column}'",
+                    where=self.name,
+                    got=f"columns {', '.join(self.columns)}",
+                    fix=f"did you mean '{near[0]}'?" if near else "name the column that holds it",
+                )
+
+
+def read_table(path: str | Path, *, sheet: str | int = 0) -> Table:
+    """Read a CSV, TSV or Excel table with every cell as text, so that ``0012`` stays ``0012``.
+
+    Parameters
+    ----------
+    path : path
+        ``.csv``, ``.tsv``, ``.txt`` (comma, semicolon or tab, found from the header line; UTF-8 with or
+        without byte-order mark) or ``.xlsx``.
+    sheet : str or int
+        Name or number of the Excel sheet.
+
+    Raises
+    ------
+    CohortError
+        Where the file is missing or empty, a header is blank or twice there, or a row has too many cells.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CohortError("there is no such table", where=path.name, got="no file", fix="give the path of a CSV or Excel file")
+    cells = _excel(path, sheet) if path.suffix.lower() in {".xlsx", ".xlsm"} else _text(path)
+    if not cells:
+        raise CohortError("the table is empty", where=path.name)
+    (_, head), body = cells[0], cells[1:]
+    columns = tuple(c.strip() for c in head)
+    twice = sorted({c for c in columns if columns.count(c) > 1})
+    if twice or "" in columns:
+        raise CohortError(
+            "column names must be there and differ", where=f"{path.name} line 1",
+            got=f"{', '.join(repr(c) for c in (twice or ['']))} {'twice' if twice else 'as a name'}",
+        )
+    rows, lines = [], []
+    for line, values in body:
+        if not any(v.strip() for v in values):
+            continue
+        if len(values) != len(columns):
+            raise CohortError(
+                f"a row has {len(values)} cells where the header has {len(columns)}", where=f"{path.name} line {line}",
+                fix="quote cells that hold the separator",
+            )
+        rows.append({c: "" if v.strip().lower() in _MISSING else v.strip() for c, v in zip(columns, values, strict=True)})
+        lines.append(line)
+    if not rows:
+        raise CohortError("the table has a header and no rows", where=path.name)
+    return Table(path.name, columns, tuple(rows), tuple(lines))
+
+
+def _text(path: Path) -> list[tuple[int, list[str]]]:
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            text = raw.decode("utf-16")
+        else:
+            raise CohortError("the table is not UTF-8 text", where=path.name, fix="save it as 'CSV UTF-8' or as .xlsx") from None
+    header = text.split("\n", 1)[0]
+    separator = max(",;\t", key=header.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator)
+    return [(reader.line_num, row) for row in reader if row]
+
+
+def _excel(path: Path, sheet: str | int) -> list[tuple[int, list[str]]]:
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # a damaged workbook fails in many ways inside the library
+        raise CohortError("the Excel file cannot be opened", where=path.name, got=type(error).__name__) from error
+    names = book.sheetnames
+    if isinstance(sheet, str) and sheet not in names:
+        raise CohortError(f"there is no sheet '{sheet}'", where=path.name, got=f"sheets {', '.join(names)}")
+    page = book[sheet] if isinstance(sheet, str) else book.worksheets[sheet]
+    return [(i, [_cell(v) for v in row]) for i, row in enumerate(page.iter_rows(values_only=True), start=1)]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
