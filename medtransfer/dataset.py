@@ -1,0 +1,127 @@
+"""Cases as tensors: a cohort prepared once, kept in memory or in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.cache import Cache, file_digest, fingerprint
+from medtransfer.errors import MedTransferError, PrepareError
+from medtransfer.image import Image
+from medtransfer.prepare import Prepare
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CACHE_FORMAT = "prepared-1"  # raise it whenever preparation changes its results
+
+
+class Readable(Protocol):
+    """What a case must offer to be prepared."""
+
+    @property
+    def alias(self) -> str: ...
+    @property
+    def label(self) -> int | None: ...
+    @property
+    def image(self) -> object: ...
+    def read(self) -> Image: ...
+
+
+def content(case: Readable) -> str | None:
+    """A digest of the files behind a case; None for an array in memory."""
+    image = case.image
+    files = getattr(image, "files", None) or ([image] if isinstance(image, Path) else None)
+    if files is None or any(Path(f).is_dir() for f in files):
+        return None
+    return fingerprint(*(file_digest(Path(f)) for f in files))
+
+
+class Prepared:
+    """The prepared images of a cohort; indexing gives tensors ``[n, channels, ...]``.
+
+    Parameters
+    ----------
+    cases : sequence of Case
+        In cohort order; indices below count in it.
+    prepare : Prepare
+        The same for all.
+    cache : Cache or None
+        Where prepared images are kept; None keeps nothing.
+    memory_bytes : int
+        Below this size all images stay in memory; above it they are read from the cache when asked for.
+    progress : bool
+        Show a bar with rate and time left (never when piped).
+    """
+
+    def __init__(
+        self, cases: Sequence[Readable], prepare: Prepare, *, cache: Cache | None = None,
+        memory_bytes: int = 4 * 2**30, progress: bool = True,
+    ) -> None:
+        self.cases, self.prepare, self.cache, self.progress = cases, prepare, cache, progress
+        self.memory_bytes = memory_bytes
+        self._kept: NDArray[np.float32] | None = None
+        self._ready = np.zeros(len(cases), dtype=bool)
+
+    def one(self, index: int) -> NDArray[np.float32]:
+        """The prepared image of one case, ``[channels, ...]`` in [0, 1]."""
+        if self._kept is not None and self._ready[index]:
+            return self._kept[index]
+        case = self.cases[index]
+        digest = content(case) if self.cache is not None else None
+        name = fingerprint(CACHE_FORMAT, digest, self.prepare.model_dump_json()) if digest else ""
+        if name and self.cache is not None and (found := self.cache.get(name)) is not None:
+            return found.astype(np.float32, copy=False)
+        try:
+            array = self.prepare(case.read(), where=case.alias)
+        except MedTransferError:
+            raise
+        except MemoryError as error:
+            raise PrepareError("the image does not fit into memory", where=case.alias) from error
+        if name and self.cache is not None:
+            self.cache.put(name, array)
+        return array
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Prepare cases ahead, two at a time, into memory or at least into the cache."""
+        from tqdm import tqdm
+
+        wanted = [i for i in dict.fromkeys(indices) if not self._ready[i]]
+        if not wanted:
+            return
+        first = self.one(wanted[0])
+        if self._kept is None and first.nbytes * len(self.cases) <= self.memory_bytes:
+            self._kept = np.empty((len(self.cases), *first.shape), np.float32)
+
+        def keep(index: int) -> None:
+            array = self.one(index)
+            if array.shape != first.shape:
+                raise PrepareError(
+                    "images differ in their channels", where=self.cases[index].alias,
+                    got=f"{array.shape[0]} where the first case has {first.shape[0]}", fix="set gray: true in prepare",
+                )
+            if self._kept is not None:
+                self._kept[index] = array
+                self._ready[index] = True
+
+        with ThreadPoolExecutor(2) as pool:
+            jobs = pool.map(keep, wanted)
+            for _ in tqdm(jobs, total=len(wanted), desc="prepare", unit="case", disable=None if self.progress else True):
+                pass
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Prepared images of these cases as one tensor ``[n, channels, ...]``."""
+        import torch
+
+        return torch.from_numpy(np.stack([self.one(int(i)) for i in indices]))
+
+    def labels(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Class indices of these cases, int64."""
+        import torch
+
+        return torch.tensor([-1 if (label := self.cases[int(i)].label) is None else label for i in indices])

@@ -1,0 +1,244 @@
+"""Preparation: one image as stored becomes one array as a network wants it. Deterministic, no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from medtransfer.errors import PrepareError
+from medtransfer.image import Image
+
+# width and level in Hounsfield units as radiology sets them, written as (lowest, highest) shown value
+WINDOWS: dict[str, tuple[float, float]] = {
+    "abdomen": (-150.0, 250.0),
+    "bone": (-500.0, 1300.0),
+    "brain": (0.0, 80.0),
+    "liver": (-45.0, 105.0),
+    "lung": (-1350.0, 150.0),
+    "mediastinum": (-125.0, 225.0),
+    "soft_tissue": (-160.0, 240.0),
+    "stroke": (20.0, 60.0),
+    "subdural": (-25.0, 175.0),
+}
+
+Window = tuple[float, float]
+Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Prepare(BaseModel):
+    """How images are prepared: orientation, grid, grey values. Calling it prepares one image.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Voxels of the result: (rows, columns) for images, (x, y, z) for volumes. One number means a
+        square image.
+    spacing_mm : tuple of float or None
+        Millimetres between voxels of the result, in the order of ``size``. With it the result is the
+        centre of the image at true scale, cropped or continued with its border values; without it
+        the whole image is resized to ``size``.
+    window_hu : (low, high), name of a window, list of these, or None
+        Hounsfield range shown, for CT only. Several windows become several channels.
+    scale : 'percentile', 'range' or (low, high)
+        Where no window is given: between two percentiles of the image itself (robust to a few
+        extreme voxels), over the whole range that the file could hold, or between two fixed values.
+    percentiles : (low, high)
+        For ``scale='percentile'``; padding is left out of them.
+    gray : bool
+        Turn colour images to gray (ITU-R BT.601 luma) instead of keeping three channels.
+
+    Examples
+    --------
+    >>> prepare = Prepare(size=2, scale=(0, 4))
+    >>> prepare(Image(np.array([[0, 4], [2, 2]]))).tolist()
+    [[[0.0, 1.0], [0.5, 0.5]]]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[Side, Side] | tuple[Side, Side, Side] = (224, 224)
+    spacing_mm: tuple[Positive, Positive] | tuple[Positive, Positive, Positive] | None = None
+    window_hu: tuple[Window, ...] | None = None
+    scale: Literal["percentile", "range"] | Window = "percentile"
+    percentiles: Window = (0.5, 99.5)
+    gray: bool = False
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("window_hu", mode="before")
+    @classmethod
+    def _windows(cls, value: object) -> object:
+        several = value if isinstance(value, list | tuple) and not _is_pair(value) else (value,)
+        return None if value is None else tuple(_window(item) for item in several)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Prepare:
+        if self.spacing_mm is not None and len(self.spacing_mm) != len(self.size):
+            raise ValueError(f"spacing_mm has {len(self.spacing_mm)} values where size has {len(self.size)}")
+        pairs = [*(self.window_hu or ()), self.percentiles]
+        pairs += [self.scale] if isinstance(self.scale, tuple) else []
+        if wrong := [pair for pair in pairs if not pair[0] < pair[1]]:
+            raise ValueError(f"the low end of {wrong[0]} is not below its high end")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles {self.percentiles} do not lie between 0 and 100")
+        return self
+
+    @property
+    def dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.size)
+
+    def __call__(self, image: Image, *, where: str = "") -> NDArray[np.float32]:
+        """Prepare one image.
+
+        Returns
+        -------
+        ndarray of float32 in [0, 1]
+            ``[channels, rows, columns]``, or ``[channels, z, y, x]`` for a volume with y running to
+            the back and x to the patient's left, as axial slices are read.
+
+        Raises
+        ------
+        PrepareError
+            Where the image does not have the dimensions, spacing or modality that the settings ask for.
+        """
+        self._check(image, where)
+        array, padding = _oriented(image)
+        array = array.astype(np.float32, copy=False)
+        if image.rgb and self.gray:
+            array = (array @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+        elif not image.rgb:
+            array = array[..., None]
+        bad = ~np.isfinite(array).all(axis=-1)
+        padding = bad if padding is None else padding | bad
+        lows_highs = self._ranges(image, array, padding, where)
+        if padding.any():
+            array = array.copy()
+            array[padding] = lows_highs[0][1] if image.inverted else lows_highs[0][0]
+        array = self._resample(image, np.moveaxis(array, -1, 0), where)
+        channels = [np.clip((array - low) / (high - low), 0, 1) for low, high in lows_highs]
+        result = np.concatenate(channels).astype(np.float32)
+        return np.ascontiguousarray(1 - result if image.inverted else result)
+
+    def _check(self, image: Image, where: str) -> None:
+        if image.kind == "volume" and self.dims != 3 or image.kind == "image" and self.dims != 2:
+            raise PrepareError(
+                f"a {image.kind} cannot be prepared to size {self.size}", where=where,
+                got=f"shape {image.array.shape}",
+                fix="give size three numbers for volumes and two for images",
+            )
+        extra = image.array.ndim - self.dims - image.rgb
+        if extra:
+            raise PrepareError(
+                "several frames cannot be prepared as one image", where=where,
+                got=f"shape {image.array.shape}", fix="choose one frame or time point a case",
+            )
+        if self.window_hu and image.modality not in {"CT", ""}:
+            raise PrepareError(
+                "window_hu is given in Hounsfield units, which only CT has", where=where,
+                got=f"modality {image.modality}", fix="use scale: percentile for this modality",
+            )
+        if self.spacing_mm and image.geometry.spacing_mm is None:
+            raise PrepareError(
+                "spacing_mm is asked for an image whose spacing is not known", where=where,
+                fix="leave spacing_mm out: the whole image is then resized",
+            )
+
+    def _ranges(
+        self, image: Image, array: NDArray[np.float32], padding: NDArray[np.bool_], where: str
+    ) -> tuple[Window, ...]:
+        if self.window_hu:
+            return self.window_hu
+        if isinstance(self.scale, tuple):
+            return (self.scale,)
+        if self.scale == "range":
+            if image.value_range is not None:
+                return (image.value_range,)
+            if image.array.dtype == np.uint8:
+                return ((0.0, 255.0),)
+            raise PrepareError(
+                "the range of values that this file could hold is not known", where=where,
+                got=f"{image.array.dtype}", fix="use scale: percentile, or name two values",
+            )
+        valid = array[~padding]
+        if not valid.size:
+            raise PrepareError("every pixel is padding or not a number", where=where)
+        step = max(1, valid.shape[0] // 1_000_000)  # a million voxels say where the percentiles lie
+        low, high = (float(v) for v in np.percentile(valid[::step], self.percentiles))
+        if not low < high:
+            low, high = float(valid.min()), float(valid.max())
+        return ((low, high if high > low else low + 1.0),)
+
+    def _resample(self, image: Image, array: NDArray[np.float32], where: str) -> NDArray[np.float32]:
+        size = self.size if self.dims == 2 else self.size[::-1]
+        steps: list[float | None] = [None] * self.dims
+        if self.spacing_mm is not None and image.geometry.spacing_mm is not None:
+            ratios = [t / s for t, s in zip(self.spacing_mm, image.geometry.spacing_mm, strict=True)]
+            steps = list(ratios if self.dims == 2 else ratios[::-1])
+        for axis, (wanted, step) in enumerate(zip(size, steps, strict=True), start=1):
+            matrix = resampling_matrix(array.shape[axis], wanted, step)
+            array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
+        return array
+
+
+def _is_pair(value: list[object] | tuple[object, ...]) -> bool:
+    return len(value) == 2 and all(isinstance(v, int | float) for v in value)
+
+
+def _window(item: object) -> object:
+    if not isinstance(item, str):
+        return item
+    if item not in WINDOWS:
+        raise ValueError(f"there is no window '{item}'; known are {', '.join(WINDOWS)}")
+    return WINDOWS[item]
+
+
+def _oriented(image: Image) -> tuple[NDArray[np.generic], NDArray[np.bool_] | None]:
+    """A volume ``[x, y, z]`` in RAS becomes ``[z, y, x]`` with x to the left and y to the back."""
+    if image.kind == "image":
+        return image.array, image.padding
+    views = []
+    for array in (image.array, image.padding):
+        if array is not None:
+            flips = tuple(
+                slice(None, None, -1 if code in "RAI" else 1) for code in (image.geometry.orientation or "RAS")
+            )
+            order = [*_axes_zyx(image.geometry.orientation or "RAS"), *range(3, array.ndim)]
+            array = np.transpose(array[flips], order)
+        views.append(array)
+    return views[0], views[1]
+
+
+def _axes_zyx(orientation: str) -> list[int]:
+    return [next(i for i, code in enumerate(orientation) if code in pair) for pair in ("IS", "PA", "LR")]
+
+
+def resampling_matrix(n: int, m: int, step: float | None = None) -> NDArray[np.float32]:
+    """Weights ``[m, n]`` that resample n samples to m with a triangle kernel as wide as one new sample.
+
+    Parameters
+    ----------
+    n, m : int
+        Samples before and after; both grids share their centre.
+    step : float or None
+        Distance of new samples in old ones; None spreads m samples over the whole extent (n / m).
+        New samples beyond the extent take the border value.
+
+    Examples
+    --------
+    >>> resampling_matrix(4, 2).astype(float).round(3).tolist()  # antialiased: each result sees its neighbours too
+    [[0.429, 0.429, 0.143, 0.0], [0.0, 0.143, 0.429, 0.429]]
+    """
+    step = n / m if step is None else step
+    centre = (n - 1) / 2 + (np.arange(m) - (m - 1) / 2) * step
+    centre = np.clip(centre, -0.5, n - 0.5)
+    width = max(1.0, step)
+    weight = np.clip(1 - np.abs(np.arange(n)[None] - centre[:, None]) / width, 0, None)
+    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
