@@ -38,7 +38,9 @@ class Receipt:
 
     def __str__(self) -> str:
         lines = [f"loaded   {len(self.loaded):5d} tensors"]
-        lines += [f"reshaped {len(self.reshaped):5d} tensors" + "".join(f"\n  {n}: {how}" for n, how in self.reshaped[:4])]
+        lines += [
+            f"reshaped {len(self.reshaped):5d} tensors" + "".join(f"\n  {n}: {how}" for n, how in self.reshaped[:4])
+        ]
         for word, names in (("new", self.new), ("unused", self.unused)):
             lines.append(f"{word:<8} {len(names):5d} tensors{_grouped(names)}")
         return "\n".join(lines)
@@ -46,8 +48,10 @@ class Receipt:
     def to_record(self) -> dict[str, object]:
         """Plain types for the run's record."""
         return {
-            "loaded": len(self.loaded), "reshaped": [f"{n}: {how}" for n, how in self.reshaped],
-            "new": list(self.new), "unused": list(self.unused),
+            "loaded": len(self.loaded),
+            "reshaped": [f"{n}: {how}" for n, how in self.reshaped],
+            "new": list(self.new),
+            "unused": list(self.unused),
         }
 
 
@@ -59,8 +63,13 @@ def _grouped(names: tuple[str, ...]) -> str:
 
 
 def check(
-    network: nn.Module, tensors: dict[str, Tensor], arch: Architecture, *, until: str | None = None,
-    allow_new: tuple[str, ...] = (), where: str = "",
+    network: nn.Module,
+    tensors: dict[str, Tensor],
+    arch: Architecture,
+    *,
+    until: str | None = None,
+    allow_new: tuple[str, ...] = (),
+    where: str = "",
 ) -> Receipt:
     """Compare a checkpoint with a network, tensor by tensor, before anything is loaded.
 
@@ -84,15 +93,18 @@ def check(
     if shapes:
         first = shapes[0]
         raise WeightsError(
-            f"{len(shapes)} tensors have another shape than {arch.name} wants", where=where,
+            f"{len(shapes)} tensors have another shape than {arch.name} wants",
+            where=where,
             got=f"{first} {tuple(tensors[first].shape)} instead of {tuple(wanted[first].shape)}",
             fix="name the architecture that these weights belong to",
         )
     strange = [k for k in tensors if k not in wanted and stages.get(k) is None and not k.startswith(arch.top)]
     if strange:
         raise WeightsError(
-            f"{len(strange)} tensors of the file fit nowhere in {arch.name}", where=where,
-            got=", ".join(strange[:3]), fix="name the architecture that these weights belong to",
+            f"{len(strange)} tensors of the file fit nowhere in {arch.name}",
+            where=where,
+            got=", ".join(strange[:3]),
+            fix="name the architecture that these weights belong to",
         )
     new = [k for k in wanted if k not in tensors and k not in counters]
     refused = [k for k in new if not any(stages[k] == a or k.startswith(a) for a in allow_new)]
@@ -101,7 +113,9 @@ def check(
         before = [s for s, _ in arch.stages if s not in missing]
         raise WeightsError(
             f"the file holds {len(wanted) - len(counters) - len(new)} of the {len(wanted) - len(counters)} tensors of "
-            f"{arch.name}; these stages lack tensors: {', '.join(missing)}", where=where, got=f"{len(refused)} missing",
+            f"{arch.name}; these stages lack tensors: {', '.join(missing)}",
+            where=where,
+            got=f"{len(refused)} missing",
             fix=f"cut the network there (until: {before[-1] if before else '...'}), or accept that they start "
             f"untrained (allow_new: [{', '.join(missing)}])",
         )
@@ -143,7 +157,9 @@ class FoldedStem(nn.Module):
     gives the original. With n other than 1 or 3 channels each gets the n-th part of that sum.
     """
 
-    def __init__(self, original: nn.Conv2d | nn.Conv3d, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int) -> None:
+    def __init__(
+        self, original: nn.Conv2d | nn.Conv3d, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int
+    ) -> None:
         super().__init__()
         weight = original.weight.detach().double()
         m, s = (torch.tensor(v, dtype=torch.float64).reshape(1, -1, *[1] * (weight.ndim - 2)) for v in (mean, std))
@@ -159,14 +175,16 @@ class FoldedStem(nn.Module):
         return self.conv(torch.cat([x, torch.ones_like(x[:, :1])], 1))  # type: ignore[no-any-return]
 
 
-def fold_stem(
-    network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int
-) -> tuple[str, str]:
+def fold_stem(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int) -> tuple[str, str]:
     """Replace the network's first convolution by a :class:`FoldedStem`; the tensor's name and what was done."""
     path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
     parent, _, child = path.rpartition(".")
     setattr(network.get_submodule(parent), child, FoldedStem(first, mean, std, in_channels))
-    how = "colour kernels kept" if in_channels == first.in_channels else f"colour kernels summed for {in_channels} channel(s)"
+    how = (
+        "colour kernels kept"
+        if in_channels == first.in_channels
+        else f"colour kernels summed for {in_channels} channel(s)"
+    )
     return f"{path}.weight", f"{how}, normalisation folded in"
 
 
@@ -193,13 +211,19 @@ def _twin(module: nn.Module, how: Depth) -> nn.Module | None:
     if isinstance(module, nn.Conv2d):
         return _conv3d(module, how)
     if isinstance(module, nn.BatchNorm2d):
-        norm = nn.BatchNorm3d(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        norm = nn.BatchNorm3d(
+            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+        )
         norm.load_state_dict(module.state_dict())
         return norm
     if isinstance(module, nn.MaxPool2d):
-        return nn.MaxPool3d(module.kernel_size, module.stride, module.padding, module.dilation, ceil_mode=module.ceil_mode)
+        return nn.MaxPool3d(
+            module.kernel_size, module.stride, module.padding, module.dilation, ceil_mode=module.ceil_mode
+        )
     if isinstance(module, nn.AvgPool2d):
-        return nn.AvgPool3d(module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad)
+        return nn.AvgPool3d(
+            module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
+        )
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return nn.AdaptiveAvgPool3d(module.output_size)  # type: ignore[arg-type]
     return None
@@ -212,9 +236,15 @@ def _conv3d(module: nn.Conv2d, how: Depth) -> nn.Conv3d:
         return value[0], value[0], value[1]
 
     twin = nn.Conv3d(
-        module.in_channels, module.out_channels, (depth, *module.kernel_size), three(module.stride),
+        module.in_channels,
+        module.out_channels,
+        (depth, *module.kernel_size),
+        three(module.stride),
         three(module.padding) if isinstance(module.padding, tuple) else module.padding,
-        three(module.dilation), module.groups, module.bias is not None, module.padding_mode,  # type: ignore[arg-type]
+        three(module.dilation),
+        module.groups,
+        module.bias is not None,
+        module.padding_mode,  # type: ignore[arg-type]
     )
     with torch.no_grad():
         kernel = torch.zeros_like(twin.weight)

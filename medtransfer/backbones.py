@@ -139,7 +139,8 @@ def architecture(name: str) -> Architecture:
         return ARCHITECTURES[known[plain(name)]]
     near = difflib.get_close_matches(plain(name), known, n=1, cutoff=0.5)
     raise WeightsError(
-        f"there is no architecture '{name}'", got=f"known are {', '.join(sorted(ARCHITECTURES))}",
+        f"there is no architecture '{name}'",
+        got=f"known are {', '.join(sorted(ARCHITECTURES))}",
         fix=f"did you mean '{known[near[0]]}'?" if near else "choose one of these",
     )
 
@@ -191,7 +192,8 @@ def imagenet_file(arch: str, *, fetch: bool = False) -> Weights:
             raise WeightsError("the download failed", where=filename, got=type(error).__name__) from error
     if not file.is_file():
         raise WeightsError(
-            f"the ImageNet weights of {arch} are not on this machine", got=f"no file {filename}",
+            f"the ImageNet weights of {arch} are not on this machine",
+            got=f"no file {filename}",
             fix=f"run 'medtransfer weights fetch imagenet/{arch}' on a connected machine and copy the file into "
             "the folder torch/hub/checkpoints of this user's cache (or $TORCH_HOME/hub/checkpoints), or register it with "
             "'medtransfer weights import'",
@@ -204,8 +206,14 @@ def imagenet_file(arch: str, *, fetch: bool = False) -> Weights:
     if arch == "inception_v3":  # torchvision's network turns its usual normalisation into this one itself
         mean = std = (0.5, 0.5, 0.5)
     return Weights(
-        f"imagenet/{arch}", arch, mean, std, file, digest,
-        licence="BSD-3-Clause (torchvision)", origin=f"torchvision {entry}, ImageNet-1k",
+        f"imagenet/{arch}",
+        arch,
+        mean,
+        std,
+        file,
+        digest,
+        licence="BSD-3-Clause (torchvision)",
+        origin=f"torchvision {entry}, ImageNet-1k",
     )
 
 
@@ -228,7 +236,8 @@ def find(
     if Path(name).suffix in {".safetensors", ".pth", ".pt"}:
         if arch is None or mean is None or std is None:
             raise WeightsError(
-                "weights given by their path need arch, mean and std beside it", where=Path(name).name,
+                "weights given by their path need arch, mean and std beside it",
+                where=Path(name).name,
                 fix="for example arch: resnet18, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]",
             )
         file = Path(name)
@@ -244,6 +253,7 @@ def find(
         return imagenet_file(architecture(wanted).name)
     known = [w.name for w in stored()]
     raise WeightsError(
-        f"there are no weights '{name}'", got=f"{', '.join(known) if known else 'nothing imported'}",
+        f"there are no weights '{name}'",
+        got=f"{', '.join(known) if known else 'nothing imported'}",
         fix="'medtransfer weights import FILE --name ...' registers a local file, 'random/<architecture>' starts untrained",
     )

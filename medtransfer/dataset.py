@@ -60,8 +60,13 @@ class Prepared:
     """
 
     def __init__(
-        self, cases: Sequence[Readable], prepare: Prepare, *, cache: Cache | None = None,
-        memory_bytes: int = 4 * 2**30, progress: bool = True,
+        self,
+        cases: Sequence[Readable],
+        prepare: Prepare,
+        *,
+        cache: Cache | None = None,
+        memory_bytes: int = 4 * 2**30,
+        progress: bool = True,
     ) -> None:
         self.cases, self.prepare, self.cache, self.progress = cases, prepare, cache, progress
         self.memory_bytes = memory_bytes
@@ -102,8 +107,10 @@ class Prepared:
             array = self.one(index)
             if array.shape != first.shape:
                 raise PrepareError(
-                    "images differ in their channels", where=self.cases[index].alias,
-                    got=f"{array.shape[0]} where the first case has {first.shape[0]}", fix="set gray: true in prepare",
+                    "images differ in their channels",
+                    where=self.cases[index].alias,
+                    got=f"{array.shape[0]} where the first case has {first.shape[0]}",
+                    fix="set gray: true in prepare",
                 )
             if self._kept is not None:
                 self._kept[index] = array
@@ -111,7 +118,9 @@ class Prepared:
 
         with ThreadPoolExecutor(2) as pool:
             jobs = pool.map(keep, wanted)
-            for _ in tqdm(jobs, total=len(wanted), desc="prepare", unit="case", disable=None if self.progress else True):
+            for _ in tqdm(
+                jobs, total=len(wanted), desc="prepare", unit="case", disable=None if self.progress else True
+            ):
                 pass
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:

@@ -237,8 +237,18 @@ def load_model(
             receipt = check(network, tensors, wanted, until=until, allow_new=tuple(allow_new), where=record.name)
             network.load_state_dict(network.state_dict() | {k: tensors[k] for k in receipt.loaded})
         description = Description(
-            wanted.name, dims, in_channels, classes, head or Head(), until, pool_from, pool, depth,
-            record.mean, record.std, record.to_record(),
+            wanted.name,
+            dims,
+            in_channels,
+            classes,
+            head or Head(),
+            until,
+            pool_from,
+            pool,
+            depth,
+            record.mean,
+            record.std,
+            record.to_record(),
         )
         return _assemble(description, network, receipt)
 
@@ -250,16 +260,20 @@ def rebuild(description: Description) -> Model:
 
 def _assemble(description: Description, network: nn.Module, receipt: Receipt | None) -> Model:
     arch = architecture(description.arch)
-    changed = [(n, f"kernel inflated ({description.depth})") for n in inflate(network, description.depth)] if (
-        description.dims == 3
-    ) else []
+    changed = (
+        [(n, f"kernel inflated ({description.depth})") for n in inflate(network, description.depth)]
+        if (description.dims == 3)
+        else []
+    )
     changed.append(fold_stem(network, description.mean, description.std, description.in_channels))
     if receipt is not None:
         names = {n for n, _ in changed} & set(receipt.loaded)
         reshaped = tuple(dict((n, how) for n, how in changed if n in names).items())
         receipt = Receipt(tuple(n for n in receipt.loaded if n not in names), reshaped, receipt.new, receipt.unused)
         description = Description(**{**description.__dict__, "receipt": receipt.to_record()})
-    stages = {name: _stage(network, paths) for name, paths in arch.stages if name in kept_stages(arch, description.until)}
+    stages = {
+        name: _stage(network, paths) for name, paths in arch.stages if name in kept_stages(arch, description.until)
+    }
     return Model(description, stages, _width(stages, arch, description))
 
 

@@ -128,26 +128,32 @@ class Prepare(BaseModel):
         return np.ascontiguousarray(1 - result if image.inverted else result)
 
     def _check(self, image: Image, where: str) -> None:
-        if image.kind == "volume" and self.dims != 3 or image.kind == "image" and self.dims != 2:
+        if (image.kind == "volume" and self.dims != 3) or (image.kind == "image" and self.dims != 2):
             raise PrepareError(
-                f"a {image.kind} cannot be prepared to size {self.size}", where=where,
+                f"a {image.kind} cannot be prepared to size {self.size}",
+                where=where,
                 got=f"shape {image.array.shape}",
                 fix="give size three numbers for volumes and two for images",
             )
         extra = image.array.ndim - self.dims - image.rgb
         if extra:
             raise PrepareError(
-                "several frames cannot be prepared as one image", where=where,
-                got=f"shape {image.array.shape}", fix="choose one frame or time point a case",
+                "several frames cannot be prepared as one image",
+                where=where,
+                got=f"shape {image.array.shape}",
+                fix="choose one frame or time point a case",
             )
         if self.window_hu and image.modality not in {"CT", ""}:
             raise PrepareError(
-                "window_hu is given in Hounsfield units, which only CT has", where=where,
-                got=f"modality {image.modality}", fix="use scale: percentile for this modality",
+                "window_hu is given in Hounsfield units, which only CT has",
+                where=where,
+                got=f"modality {image.modality}",
+                fix="use scale: percentile for this modality",
             )
         if self.spacing_mm and image.geometry.spacing_mm is None:
             raise PrepareError(
-                "spacing_mm is asked for an image whose spacing is not known", where=where,
+                "spacing_mm is asked for an image whose spacing is not known",
+                where=where,
                 fix="leave spacing_mm out: the whole image is then resized",
             )
 
@@ -164,8 +170,10 @@ class Prepare(BaseModel):
             if image.array.dtype == np.uint8:
                 return ((0.0, 255.0),)
             raise PrepareError(
-                "the range of values that this file could hold is not known", where=where,
-                got=f"{image.array.dtype}", fix="use scale: percentile, or name two values",
+                "the range of values that this file could hold is not known",
+                where=where,
+                got=f"{image.array.dtype}",
+                fix="use scale: percentile, or name two values",
             )
         valid = array[~padding]
         if not valid.size:

@@ -75,7 +75,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     import torch
 
     if not path.is_file():
-        raise WeightsError("there is no such weights file", where=path.name, fix="give the path of a .safetensors or .pth file")
+        raise WeightsError(
+            "there is no such weights file", where=path.name, fix="give the path of a .safetensors or .pth file"
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -91,12 +93,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise WeightsError(
                 "the weights file is damaged or holds more than tensors, which could run code",
-                where=path.name, got=reason, fix="save the state_dict alone, best as safetensors",
+                where=path.name,
+                got=reason,
+                fix="save the state_dict alone, best as safetensors",
             ) from error
     tensors = _unwrapped(found, path.name)
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        raise WeightsError("tensors hold values that are not finite", where=path.name, got=f"{len(bad)}, first {bad[0]}")
+        raise WeightsError(
+            "tensors hold values that are not finite", where=path.name, got=f"{len(bad)}, first {bad[0]}"
+        )
     return tensors
 
 
@@ -119,7 +125,8 @@ def register(weights: Weights) -> Weights:
     """Copy a weights file and its record into the store, whole or not at all; the record as stored."""
     if not _NAME.match(weights.name):
         raise WeightsError(
-            "a weights name reads source/architecture in small letters", got=f"'{weights.name}'",
+            "a weights name reads source/architecture in small letters",
+            got=f"'{weights.name}'",
             fix="for example hospital/resnet50",
         )
     assert weights.file is not None
@@ -156,7 +163,9 @@ def _read_record(path: Path) -> Weights:
         return Weights(**values)
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(
-            "a record in the store is damaged", where="/".join(path.parent.parts[-2:]), got=type(error).__name__,
+            "a record in the store is damaged",
+            where="/".join(path.parent.parts[-2:]),
+            got=type(error).__name__,
             fix="import the weights again",
         ) from error
 
@@ -172,7 +181,8 @@ def verify(weights: Weights) -> None:
     assert weights.file is not None
     if not weights.file.is_file() or (found := file_digest(weights.file)) != weights.sha256:
         raise WeightsError(
-            "the stored weights are not the ones that were imported", where=weights.name,
+            "the stored weights are not the ones that were imported",
+            where=weights.name,
             got="no file" if not weights.file.is_file() else f"sha256 {found[:16]}… instead of {weights.sha256[:16]}…",
             fix="import or fetch them again",
         )

@@ -1,0 +1,44 @@
+"""A model speaks: probabilities for prepared cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.dataset import Prepared
+
+if TYPE_CHECKING:
+    import torch
+
+    from medtransfer.model import Model
+
+
+def probabilities(
+    model: Model,
+    prepared: Prepared,
+    indices: Sequence[int],
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+    progress: bool = False,
+) -> NDArray[np.float64]:
+    """Class probabilities ``[n, classes]`` of these cases, in evaluation mode, computed in float32.
+
+    The result does not depend on ``batch_size`` beyond rounding.
+    """
+    import torch
+    from tqdm import tqdm
+
+    prepared.load(indices)
+    model = model.to(device).eval()
+    indices, parts = list(indices), []
+    bar = tqdm(total=len(indices), desc="predict", unit="case", disable=None if progress else True)
+    with torch.inference_mode(), bar:
+        for start in range(0, len(indices), batch_size):
+            batch = prepared.batch(indices[start : start + batch_size]).to(device)
+            parts.append(torch.softmax(model(batch).double(), 1).cpu().numpy())
+            bar.update(len(batch))
+    return np.concatenate(parts) if parts else np.zeros((0, model.description.classes))
