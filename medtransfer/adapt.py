@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from medtransfer.backbones import Architecture
+from medtransfer.backbones import Architecture, architecture, recognise
 from medtransfer.errors import WeightsError
+from medtransfer.weights import Weights, read_tensors, register
 
 Depth = Literal["centre", "mean"]
 
@@ -256,3 +258,47 @@ def _conv3d(module: nn.Conv2d, how: Depth) -> nn.Conv3d:
         if twin.bias is not None and module.bias is not None:
             twin.bias.copy_(module.bias)
     return twin
+
+
+def import_file(
+    file: Path,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    name: str | None = None,
+    arch: str | None = None,
+    licence: str = "not stated",
+    origin: str = "",
+) -> tuple[Weights, Receipt]:
+    """Register a local checkpoint in the offline store, every tensor checked first.
+
+    A checkpoint that ends before the network does (its last stages lack every tensor) is taken; the receipt
+    names what would start untrained, and :func:`medtransfer.load_model` asks for ``until`` or ``allow_new``.
+
+    Parameters
+    ----------
+    file : Path
+        safetensors, or a .pth that holds tensors only.
+    mean, std : tuple of float
+        The pretraining's normalisation of the three colour channels in [0, 1].
+    name : str or None
+        Name to load it by; ``local/<architecture>`` if None.
+    arch : str or None
+        Its architecture; recognised from names and shapes if None.
+
+    Raises
+    ------
+    WeightsError
+        Where the file is damaged or its tensors do not fit.
+    """
+    tensors = read_tensors(file)
+    wanted = architecture(arch or recognise({k: tuple(v.shape) for k, v in tensors.items()}))
+    network = wanted.build()
+    stages = stage_of_tensor(network, wanted)
+    filled = {stages[k] for k in tensors if k in stages}
+    order = [stage for stage, _ in wanted.stages]
+    ends = max((order.index(s) for s in filled), default=-1)
+    absent = tuple(order[ends + 1 :]) if filled else ()
+    receipt = check(network, tensors, wanted, allow_new=absent, where=file.name)
+    weights = Weights(name or f"local/{wanted.name}", wanted.name, mean, std, file, licence=licence, origin=origin)
+    return register(weights), receipt

@@ -257,3 +257,25 @@ def find(
         got=f"{', '.join(known) if known else 'nothing imported'}",
         fix="'medtransfer weights import FILE --name ...' registers a local file, 'random/<architecture>' starts untrained",
     )
+
+
+def fetch(name: str) -> str:
+    """Download ``imagenet/<architecture>`` into torchvision's own cache; its sha256."""
+    source, _, arch = name.partition("/")
+    if source != "imagenet":
+        raise WeightsError("only torchvision's ImageNet weights can be fetched", got=f"'{name}'", fix="imagenet/resnet50")
+    return imagenet_file(architecture(arch).name, fetch=True).sha256
+
+
+def overview() -> list[dict[str, str]]:
+    """Every architecture with its ImageNet weights, and every imported record: name, arch, status."""
+    import torch
+    from torchvision import models
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    rows = []
+    for arch in ARCHITECTURES:
+        here = (folder / models.get_model_weights(arch).DEFAULT.url.rsplit("/", 1)[-1]).is_file()
+        rows.append({"name": f"imagenet/{arch}", "arch": arch, "status": "on this machine" if here else "to be fetched"})
+    rows += [{"name": w.name, "arch": w.arch, "status": f"imported, sha256 {w.sha256[:12]}"} for w in stored()]
+    return rows

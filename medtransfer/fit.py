@@ -94,6 +94,7 @@ def fit(
         "model": json.loads(model.description.to_json()),
         "tensors": _digest(model),
         "cohort": cohort.fingerprint,
+        "classes": list(cohort.classes),
         "split": [[list(p) for p in fold.parts()] for fold in split.folds],
         "prepare": prepare.model_dump(mode="json"),
         "augment": augment.model_dump(),
@@ -106,6 +107,8 @@ def fit(
     if complete:
         return run
     started = time.monotonic()
+    if recipe.method == "finetune" and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
+        save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
     job = _Job(fabric, run, recipe, augment, seed)
     with torch.random.fork_rng(), stopping() as stop:
         for number, fold in enumerate(split.folds):

@@ -258,6 +258,13 @@ def rebuild(description: Description) -> Model:
     return _assemble(description, architecture(description.arch).build(), None)
 
 
+def restart(description: Description, *, seed: int) -> Model:
+    """The same network without any pretraining: what every stage would be from scratch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return rebuild(description)
+
+
 def _assemble(description: Description, network: nn.Module, receipt: Receipt | None) -> Model:
     arch = architecture(description.arch)
     changed = (

@@ -22,6 +22,7 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "soft_tissue": (-160.0, 240.0),
     "stroke": (20.0, 60.0),
     "subdural": (-25.0, 175.0),
+    "vessel": (100.0, 300.0),  # starts above unenhanced soft tissue: what remains bright holds contrast medium, or is bone
 }
 
 Window = tuple[float, float]

@@ -118,9 +118,10 @@ class Run:
             raise RunError("cases of a run with several folds need fold=", got=f"{len(self.split.folds)} folds")
         name = part.name if isinstance(part, Part) else "chosen"
         chances = probabilities(self.model(fold), self.prepared, part, device=self.device, progress=self.progress)
-        return self._predictions(part, chances, fold, name)
+        return self.predictions(part, chances, fold, name)
 
-    def _predictions(self, part: Sequence[int], chances: NDArray[np.float64], fold: int, name: str) -> Predictions:
+    def predictions(self, part: Sequence[int], chances: NDArray[np.float64], fold: int, name: str) -> Predictions:
+        """Probabilities for cases of the cohort, with their references and pseudonyms."""
         index = list(part)
         cases = [self.cohort.cases[i] for i in index]
         return Predictions(
@@ -146,7 +147,7 @@ class Run:
                 found.append(self.predict(fold.val))
             else:
                 raw = np.array(json.loads((self.folder / f"fold-{number}" / "held_out.json").read_text()))
-                found.append(self._predictions(fold.train, raw, number, "val"))
+                found.append(self.predictions(fold.train, raw, number, "val"))
         return concatenate(found)
 
     def test(self) -> Predictions:

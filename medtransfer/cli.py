@@ -1,0 +1,328 @@
+"""The command line: parse, call, print. Everything it does is a call of the library."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medtransfer.errors import MedTransferError
+
+_CHANGES = click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key, e.g. recipe.epochs=5."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+
+
+class _Commands(click.Group):
+    """Turns every refusal into one message and its exit code; a traceback only with -v."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of work
+
+    def invoke(self, ctx: click.Context) -> Any:
+        verbose = ctx.params.get("verbose") or "-v" in sys.argv or "--verbose" in sys.argv
+        try:
+            return super().invoke(ctx)
+        except MedTransferError as error:
+            if verbose:
+                raise
+            message = {
+                "error": type(error).__name__,
+                "where": error.where,
+                "what": error.what,
+                "got": error.got,
+                "fix": error.fix,
+            }
+            if "--json" in sys.argv:
+                click.echo(json.dumps(message))
+            click.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.secho(
+                "interrupted; what was finished is kept: the same command goes on from there", fg="yellow", err=True
+            )
+            ctx.exit(75)
+        except MemoryError:
+            click.secho(
+                "the memory of this machine does not suffice; make prepare.size or recipe.batch_size smaller",
+                fg="red",
+                err=True,
+            )
+            ctx.exit(3)
+
+
+def _verbose(command: Any) -> Any:
+    return click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an error.")(
+        command
+    )
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="medtransfer")
+@_verbose
+def cli() -> None:
+    """Transfer learning on medical images: files and a table of labels in, a model and a report out."""
+
+
+def main() -> None:
+    """Entry point of the ``medtransfer`` command."""
+    if hasattr(signal, "SIGTERM"):
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a scheduler's stop acts like Ctrl-C
+    cli()
+
+
+def _command() -> str:
+    return " ".join(["medtransfer", *(shlex.quote(a) for a in sys.argv[1:])])
+
+
+def _print_result(result: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"report": str(result.report), "run": str(result.run.folder), "metrics": result.evaluation.to_json()}
+            )
+        )
+        return
+    click.echo(str(result.evaluation))
+    click.secho(f"\nreport  {result.report}", bold=True)
+    click.echo(f"run     {result.run.folder}")
+
+
+@cli.command()
+@click.option("--out", default="runs/demo", show_default=True, help="Run folder.")
+@click.option("--patients", default=160, show_default=True, help="Size of the phantom cohort.")
+@click.option("--seed", default=0, show_default=True)
+@_JSON
+@_QUIET
+@_verbose
+def demo(out: str, patients: int, seed: int, as_json: bool, quiet: bool) -> None:
+    """The whole way on a phantom cohort made by code: no data, no download."""
+    from medtransfer.demo import run_demo
+
+    _print_result(run_demo(out, patients=patients, seed=seed, command=_command(), progress=not quiet), as_json)
+
+
+@cli.command()
+@click.argument("path", default="experiment.yaml")
+@click.option("--dicom", is_flag=True, help="For a DICOM dump and a table of labels instead of a CSV of image files.")
+@_verbose
+def init(path: str, dicom: bool) -> None:
+    """Write a commented config to start from."""
+    from medtransfer.demo import starter
+
+    target = Path(path)
+    if target.exists():
+        from medtransfer.errors import ConfigError
+
+        raise ConfigError("the file exists already", where=target.name, fix="name another file")
+    target.write_text(starter(dicom=dicom), encoding="utf-8")
+    click.echo(f"{target} written; change its paths, then: medtransfer train {target}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@_JSON
+@_QUIET
+@_verbose
+def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
+    """List the series of a folder, an archive or a DICOMDIR, each with its problems."""
+    from medtransfer.io import scan as scan_folder
+
+    found = scan_folder(folder, progress=not quiet)
+    click.echo(found.to_json() if as_json else found.to_csv() if as_csv else str(found))
+
+
+@cli.command()
+@click.argument("config", type=click.Path())
+@_CHANGES
+@click.option("--dry-run", is_flag=True, help="Check config, data, split and weights; train nothing.")
+@_JSON
+@_QUIET
+@_verbose
+def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Train, evaluate on held-out patients and write the report: the main job."""
+    from medtransfer.config import Experiment
+    from medtransfer.pipeline import plan
+    from medtransfer.pipeline import train as run_training
+
+    experiment = Experiment.from_file(config, changes=changes)
+    if dry_run:
+        planned = plan(experiment, progress=not quiet)
+        click.echo(json.dumps(planned) if as_json else "\n".join(f"{k:<9} {v}" for k, v in planned.items()))
+        return
+    _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@_CHANGES
+@click.option("--at-least", metavar="AUROC", type=float, help="Exit with 5 where the AUROC is lower.")
+@_JSON
+@_QUIET
+@_verbose
+def evaluate(run: str, changes: tuple[str, ...], at_least: float | None, as_json: bool, quiet: bool) -> None:
+    """Evaluate a finished run again, e.g. with --set evaluate.threshold='sensitivity>=0.9'."""
+    from medtransfer.pipeline import conclude, gate, reopen
+
+    found, experiment = reopen(run, changes=changes, progress=not quiet)
+    result = conclude(found, experiment)
+    _print_result(result, as_json)
+    gate(result.evaluation, at_least)
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@click.option("--out", type=click.Path(), help="CSV file; by default it is printed.")
+@_QUIET
+@_verbose
+def predict(run: str, images: tuple[str, ...], out: str | None, quiet: bool) -> None:
+    """Predict new images with a finished run: one row an image, in the order given."""
+    from medtransfer.pipeline import predict_files
+
+    text = predict_files(run, images, progress=not quiet)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    from medtransfer.run import write
+
+    write(Path(out), text)
+    click.echo(f"{len(images)} predictions in {out}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@_QUIET
+@_verbose
+def report(run: str, quiet: bool) -> None:
+    """Write the report of a finished run again."""
+    from medtransfer.pipeline import conclude, reopen
+
+    found, experiment = reopen(run, progress=not quiet)
+    click.echo(conclude(found, experiment).report)
+
+
+@cli.command()
+@click.argument("first", type=click.Path())
+@click.argument("second", type=click.Path())
+@_JSON
+@_verbose
+def compare(first: str, second: str, as_json: bool) -> None:
+    """Compare two runs on the cases that both tested, paired by patient."""
+    from medtransfer.evaluate import compare as compare_predictions
+    from medtransfer.predictions import Predictions
+
+    a, b = (Predictions.from_csv(Path(r) / "predictions.csv") for r in (first, second))
+    found = compare_predictions(a, b)
+    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+
+
+@cli.command()
+@click.argument("run", type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--fold", default=0, show_default=True)
+@_verbose
+def export(run: str, out: str, fold: int) -> None:
+    """Write a run's model, its preparation and its threshold into one folder without patient data."""
+    from medtransfer.export import export_model
+
+    click.echo(export_model(Path(run), Path(out), fold=fold))
+
+
+@cli.group()
+def weights() -> None:
+    """Pretrained weights: list, fetch, import, verify."""
+
+
+@weights.command("list")
+@_JSON
+@_verbose
+def list_weights(as_json: bool) -> None:
+    """Architectures, and which weights are on this machine."""
+    from medtransfer.backbones import overview
+
+    rows = overview()
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    for row in rows:
+        click.echo(f"{row['name']:<32} {row['arch']:<20} {row['status']}")
+
+
+@weights.command()
+@click.argument("name")
+@_verbose
+def fetch(name: str) -> None:
+    """Download published weights, e.g. imagenet/resnet50; the only command that opens a connection."""
+    from medtransfer.backbones import fetch as download
+
+    click.echo(f"{name}: {download(name)}")
+
+
+@weights.command("import")
+@click.argument("file", type=click.Path())
+@click.option("--name", help="source/architecture, e.g. hospital/resnet50; by default local/<architecture>.")
+@click.option("--arch", help="Architecture; by default recognised from the tensors.")
+@click.option(
+    "--mean", required=True, help="Normalisation of the pretraining on values in [0, 1]: one number or three."
+)
+@click.option("--std", required=True, help="Its standard deviation: one number or three.")
+@click.option("--licence", default="not stated", show_default=True)
+@click.option("--origin", default="", help="Where the file came from.")
+@_JSON
+@_verbose
+def import_weights(
+    file: str, name: str | None, arch: str | None, mean: str, std: str, licence: str, origin: str, as_json: bool
+) -> None:
+    """Register a local checkpoint, check every tensor and print the receipt. No network."""
+    from medtransfer.adapt import import_file
+
+    stored, receipt = import_file(
+        Path(file),
+        name=name,
+        arch=arch,
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+        licence=licence,
+        origin=origin,
+    )
+    if as_json:
+        click.echo(json.dumps({"weights": stored.to_record(), "receipt": receipt.to_record()}))
+        return
+    click.echo(f"{stored.name}: {stored.arch}, sha256 {stored.sha256}\n{receipt}")
+
+
+@weights.command()
+@click.argument("name", required=False)
+@_verbose
+def verify(name: str | None) -> None:
+    """Compare stored weights with the hashes in their records."""
+    from medtransfer.backbones import find
+    from medtransfer.weights import stored
+    from medtransfer.weights import verify as check
+
+    for record in [find(name)] if name else stored():
+        check(record)
+        click.echo(f"{record.name}: intact, sha256 {record.sha256}")
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    from medtransfer.errors import ConfigError
+
+    try:
+        values = tuple(float(v) for v in text.replace(",", " ").split())
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 3):
+        raise ConfigError(
+            "one number or three are wanted", where=f"--{option}", got=f"'{text}'", fix="for example 0.485,0.456,0.406"
+        )
+    return values * 3 if len(values) == 1 else values

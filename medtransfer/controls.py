@@ -1,0 +1,141 @@
+"""Controls: what simpler or blinder models reach on the same split. A result means little unless it beats them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.features import fit_logistic, frozen_features
+from medtransfer.predictions import Predictions, concatenate
+
+if TYPE_CHECKING:
+    from medtransfer.cohort import Cohort
+    from medtransfer.run import Run
+
+Control = Literal["covariates", "border", "histogram", "random_weights", "frozen"]
+
+NAMES: dict[Control, str] = {
+    "covariates": "Age, sex, site: no image",
+    "border": "Outer frame of the image only",
+    "histogram": "Grey-value histogram: no shapes",
+    "random_weights": "Same network, untrained weights",
+    "frozen": "Same weights, nothing fine-tuned",
+}
+_BINS = 32
+_FRAME = 0.06  # share of the side that counts as border
+
+
+def controls(run: Run, names: Sequence[Control], *, seed: int = 0) -> dict[str, Predictions]:
+    """Predictions of controls for the run's test parts, each a logistic regression fitted on the same training parts.
+
+    Parameters
+    ----------
+    run : Run
+    names : sequence of str
+        ``covariates``: age, sex, site and manufacturer (left out where none is known); ``border``: grey values
+        of the outermost frame, where markers and text stand; ``histogram``: how often each grey value occurs;
+        ``random_weights``: the same network without pretraining; ``frozen``: the pretrained network, nothing
+        fine-tuned (left out where the run itself is that).
+    seed : int
+        Of the inner folds and the untrained weights.
+    """
+    found = {}
+    for name in names:
+        features = _features(run, name, seed)
+        if features is not None:
+            found[NAMES[name]] = concatenate(_fit(run, features, seed))
+    return found
+
+
+def _fit(run: Run, features: NDArray[np.floating], seed: int) -> list[Predictions]:
+    cohort, parts = run.cohort, []
+    for number, fold in enumerate(run.split.folds):
+        train = list(fold.train)
+        model = fit_logistic(
+            features[train], cohort.labels[train], cohort.patients[train], len(cohort.classes), seed=seed
+        )
+        parts.append(run.predictions(fold.test, model.probability(features[list(fold.test)]), number, "test"))
+    return parts
+
+
+def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None:
+    everyone = range(len(run.cohort))
+    if name == "covariates":
+        return covariate_features(run.cohort)
+    run.prepared.load(everyone)
+    if name == "histogram":
+        return np.stack([histogram(run.prepared.one(i)) for i in everyone])
+    if name == "border":
+        return np.stack([border(run.prepared.one(i)) for i in everyone])
+    from medtransfer.model import rebuild, restart
+
+    trained = run.model(0)
+    if name == "random_weights":
+        if str(trained.description.weights.get("name", "")).startswith("random/"):
+            return None  # the run itself is that
+        untrained = restart(trained.description, seed=seed)
+        return frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress)
+    start = run.folder / "start.safetensors"
+    if not start.is_file():
+        return None
+    from medtransfer.run import read_checkpoint
+
+    model = rebuild(trained.description)
+    model.load_state_dict(read_checkpoint(start)[0])
+    return frozen_features(model, run.prepared, everyone, device=run.device, progress=run.progress)
+
+
+def histogram(array: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Shares of 32 equal grey-value bins of each channel of ``[channels, ...]`` in [0, 1].
+
+    Examples
+    --------
+    >>> histogram(np.zeros((1, 4, 4), np.float32))[:2].tolist()
+    [1.0, 0.0]
+    """
+    return np.concatenate([np.histogram(c, _BINS, (0, 1))[0] / c.size for c in array])
+
+
+def border(array: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Histograms of the four sides of the outermost frame of each (middle) plane.
+
+    Examples
+    --------
+    >>> border(np.zeros((1, 50, 50), np.float32)).shape
+    (32,)
+    """
+    plane = array[:, array.shape[1] // 2] if array.ndim == 4 else array
+    rows, cols = (max(1, round(_FRAME * s)) for s in plane.shape[1:])
+    sides = (plane[:, :rows], plane[:, -rows:], plane[:, :, :cols], plane[:, :, -cols:])
+    return np.concatenate([np.histogram(s, 8, (0, 1))[0] / s.size for s in sides])
+
+
+def covariate_features(cohort: Cohort) -> NDArray[np.float64] | None:
+    """Age and indicator columns of every other covariate; None where nothing is known or nothing differs.
+
+    A missing age becomes the median with an indicator beside it; a missing category is its own.
+    """
+    columns = []
+    for name in sorted({key for case in cohort for key in case.covariates}):
+        values = [case.covariates.get(name, "") for case in cohort]
+        if name == "age":
+            numbers = np.array([_number(v) for v in values])
+            known = np.isfinite(numbers)
+            if known.any():
+                columns += [np.where(known, numbers, np.median(numbers[known])), (~known).astype(float)]
+            continue
+        kinds = sorted(set(values))
+        if 1 < len(kinds) <= max(2, len(values) // 5):  # a column of its own for nearly every case would name the cases
+            columns += [np.array([v == kind for v in values], dtype=float) for kind in kinds]
+    varied = [c for c in columns if np.ptp(c) > 0]
+    return np.stack(varied, axis=1) if varied else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,0 +1,75 @@
+"""A run is judged: threshold and calibration from validation, numbers from test, controls beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from pydantic import Field
+
+from medtransfer.controls import Control
+from medtransfer.controls import controls as control_predictions
+
+if TYPE_CHECKING:
+    from medtransfer.evaluate import Evaluation
+    from medtransfer.run import Run
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Rule = Annotated[str, Field(pattern=r"^(youden|(sensitivity|specificity)>=(0?\.\d+|1(\.0+)?))$")]
+
+
+def judge(
+    run: Run,
+    *,
+    threshold: Rule = "youden",
+    calibrate: bool = False,
+    bootstrap: Annotated[int, Field(ge=100)] = 2000,
+    prevalences: tuple[Share, ...] = (),
+    controls: tuple[Control, ...] = ("covariates", "border", "histogram", "random_weights", "frozen"),
+    subgroups: tuple[str, ...] = ("sex", "site", "manufacturer"),
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate a run on its test parts.
+
+    Parameters
+    ----------
+    run : Run
+    threshold : str
+        ``'youden'``, ``'sensitivity>=0.9'`` or ``'specificity>=0.9'``, chosen on validation, one a fold.
+    calibrate : bool
+        Recalibrate the probabilities, fitted on validation.
+    bootstrap : int
+        Resamples of patients behind the intervals.
+    prevalences : tuple of float
+        For which predictive values are worked out.
+    controls : tuple of str
+        See :func:`medtransfer.controls.controls`.
+    subgroups : tuple of str
+        Covariates by which results are also given.
+    seed : int
+        Of the resampling and the controls.
+    """
+    from medtransfer.evaluate import calibrate as fit_calibrator
+    from medtransfer.evaluate import evaluate, threshold_by_rule
+
+    binary = len(run.cohort.classes) == 2
+    test = run.test()
+    val = run.validation() if binary or calibrate else None
+    groups = {name: values for name in subgroups if (values := _covariate(run, name)) is not None}
+    return evaluate(
+        test,
+        threshold=threshold_by_rule(threshold, val) if binary and val is not None else None,
+        calibrator=fit_calibrator(val) if calibrate and val is not None else None,
+        bootstrap=bootstrap,
+        seed=seed,
+        prevalences=prevalences,
+        controls=control_predictions(run, controls, seed=seed),
+        subgroups=groups or None,
+    )
+
+
+def _covariate(run: Run, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]] | None:
+    """A covariate of the test cases in the order of ``run.test()``; None where it does not differ."""
+    index = [i for fold in run.split.folds for i in fold.test]
+    values = np.array([run.cohort.cases[i].covariates.get(name, "") or "unknown" for i in index], dtype=np.str_)
+    return values if len(set(values.tolist())) > 1 else None
