@@ -140,7 +140,7 @@ def kept_stages(arch: Architecture, until: str | None) -> list[str]:
 
 def stage_of_tensor(network: nn.Module, arch: Architecture) -> dict[str, str]:
     """The stage that each tensor of the network belongs to; the classifier's tensors are left out."""
-    owner = {}
+    owner: dict[str, str] = {}
     for stage, paths in arch.stages:
         for path in paths:
             if not path.startswith("+"):
@@ -204,7 +204,7 @@ def inflate(network: nn.Module, how: Depth = "centre") -> list[str]:
         parent, _, child = path.rpartition(".")
         twin = _twin(module, how)
         if twin is not None:
-            setattr(network.get_submodule(parent), child, twin)
+            setattr(network.get_submodule(parent), child, twin.train(module.training))
             changed += [f"{path}.weight"] if isinstance(twin, nn.Conv3d) else []
     return changed
 
@@ -219,16 +219,19 @@ def _twin(module: nn.Module, how: Depth) -> nn.Module | None:
         norm.load_state_dict(module.state_dict())
         return norm
     if isinstance(module, nn.MaxPool2d):
-        return nn.MaxPool3d(
-            module.kernel_size, module.stride, module.padding, module.dilation, ceil_mode=module.ceil_mode
-        )
+        size, stride, padding = (_plain(v) for v in (module.kernel_size, module.stride, module.padding))
+        return nn.MaxPool3d(size, stride, padding, _plain(module.dilation), ceil_mode=module.ceil_mode)
     if isinstance(module, nn.AvgPool2d):
-        return nn.AvgPool3d(
-            module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
-        )
+        size, stride, padding = (_plain(v) for v in (module.kernel_size, module.stride, module.padding))
+        return nn.AvgPool3d(size, stride, padding, module.ceil_mode, module.count_include_pad)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return nn.AdaptiveAvgPool3d(module.output_size)  # type: ignore[arg-type]
     return None
+
+
+def _plain(value: int | tuple[int, ...]) -> int | tuple[int, int, int]:
+    """A pooling's size in 3D: the depth does as the rows do."""
+    return value if isinstance(value, int) else (value[0], value[0], value[-1])
 
 
 def _conv3d(module: nn.Conv2d, how: Depth) -> nn.Conv3d:
@@ -240,7 +243,7 @@ def _conv3d(module: nn.Conv2d, how: Depth) -> nn.Conv3d:
     twin = nn.Conv3d(
         module.in_channels,
         module.out_channels,
-        (depth, *module.kernel_size),
+        (depth, depth, module.kernel_size[-1]),
         three(module.stride),
         three(module.padding) if isinstance(module.padding, tuple) else module.padding,
         three(module.dilation),

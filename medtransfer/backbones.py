@@ -195,8 +195,8 @@ def imagenet_file(arch: str, *, fetch: bool = False) -> Weights:
             f"the ImageNet weights of {arch} are not on this machine",
             got=f"no file {filename}",
             fix=f"run 'medtransfer weights fetch imagenet/{arch}' on a connected machine and copy the file into "
-            "the folder torch/hub/checkpoints of this user's cache (or $TORCH_HOME/hub/checkpoints), or register it with "
-            "'medtransfer weights import'",
+            "the folder torch/hub/checkpoints of this user's cache (or $TORCH_HOME/hub/checkpoints), "
+            "or register it with 'medtransfer weights import'",
         )
     digest = file_digest(file)
     if not digest.startswith(prefix):
@@ -255,7 +255,7 @@ def find(
     raise WeightsError(
         f"there are no weights '{name}'",
         got=f"{', '.join(known) if known else 'nothing imported'}",
-        fix="'medtransfer weights import FILE --name ...' registers a local file, 'random/<architecture>' starts untrained",
+        fix="register a local file with 'medtransfer weights import', or start untrained with 'random/<architecture>'",
     )
 
 
@@ -263,7 +263,7 @@ def fetch(name: str) -> str:
     """Download ``imagenet/<architecture>`` into torchvision's own cache; its sha256."""
     source, _, arch = name.partition("/")
     if source != "imagenet":
-        raise WeightsError("only torchvision's ImageNet weights can be fetched", got=f"'{name}'", fix="imagenet/resnet50")
+        raise WeightsError("only imagenet/<architecture> can be fetched", got=f"'{name}'", fix="imagenet/resnet50")
     return imagenet_file(architecture(arch).name, fetch=True).sha256
 
 
@@ -276,6 +276,7 @@ def overview() -> list[dict[str, str]]:
     rows = []
     for arch in ARCHITECTURES:
         here = (folder / models.get_model_weights(arch).DEFAULT.url.rsplit("/", 1)[-1]).is_file()
-        rows.append({"name": f"imagenet/{arch}", "arch": arch, "status": "on this machine" if here else "to be fetched"})
+        status = "on this machine" if here else "to be fetched"
+        rows.append({"name": f"imagenet/{arch}", "arch": arch, "status": status})
     rows += [{"name": w.name, "arch": w.arch, "status": f"imported, sha256 {w.sha256[:12]}"} for w in stored()]
     return rows

@@ -6,6 +6,7 @@ limit is reached.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -32,7 +33,7 @@ def fingerprint(*parts: bytes | str | NDArray[np.generic]) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             digest.update(f"{part.dtype.str}{part.shape}".encode())
-            raw = memoryview(np.ascontiguousarray(part)).cast("B") if part.size else b""
+            raw = np.ascontiguousarray(part).tobytes()
         else:
             raw = part.encode() if isinstance(part, str) else part
         digest.update(len(raw).to_bytes(8, "little"))
@@ -99,10 +100,8 @@ class Cache:
         if hashlib.blake2b(body, digest_size=_DIGEST, key=name.encode()).digest() != digest:
             path.unlink(missing_ok=True)
             return None
-        try:
+        with contextlib.suppress(OSError):  # another process has just dropped it; the bytes are here already
             os.utime(path)
-        except OSError:
-            pass  # another process has just dropped it; the bytes are here already
         return np.load(io.BytesIO(body), allow_pickle=False)  # type: ignore[no-any-return]
 
     def put(self, name: str, array: NDArray[np.generic]) -> None:

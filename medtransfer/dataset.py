@@ -76,7 +76,8 @@ class Prepared:
     def one(self, index: int) -> NDArray[np.float32]:
         """The prepared image of one case, ``[channels, ...]`` in [0, 1]."""
         if self._kept is not None and self._ready[index]:
-            return self._kept[index]
+            kept: NDArray[np.float32] = self._kept[index]
+            return kept
         case = self.cases[index]
         digest = content(case) if self.cache is not None else None
         name = fingerprint(CACHE_FORMAT, digest, self.prepare.model_dump_json()) if digest else ""

@@ -31,7 +31,8 @@ data: .
 title: What the study asks
 {cohort}
 split:    {{val: 0.15, test: 0.15, seed: 0}}          # or {{folds: 5, val: 0.15}}; patients never stand in two parts
-prepare:  {{size: 224}}                               # CT: window_hu: soft_tissue; volumes: size: [96, 96, 96], spacing_mm: [1, 1, 1]
+# CT: window_hu: soft_tissue; volumes: size: [96, 96, 96], spacing_mm: [1, 1, 1]
+prepare:  {{size: 224}}
 augment:  {{rotate_deg: 10, zoom: 0.1, shift: 0.05}}  # no mirror images: left and right mean something
 model:    {{weights: imagenet/resnet50, classes: 2}}  # 'medtransfer weights list' shows what is on this machine
 # recipe: {{epochs: 40, lr: 3e-4, freeze_epochs: 5}}  # left out, it follows from the number of training cases

@@ -45,9 +45,11 @@ def export_model(run: Path, out: Path, *, fold: int = 0) -> Path:
     save_checkpoint(out / "model.safetensors", model.state_dict(), {"description": model.description.to_json()})
     asked = state["asked"]
     card = {
-        "classes": asked["classes"], "prepare": asked["prepare"], "description": json.loads(model.description.to_json()),
+        "classes": asked["classes"],
+        "prepare": asked["prepare"],
+        "description": json.loads(model.description.to_json()),
         "environment": environment(),
-    }  # fmt: skip
+    }
     metrics = run / "metrics.json"
     if metrics.is_file():
         stored = json.loads(metrics.read_text(encoding="utf-8"))

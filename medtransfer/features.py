@@ -105,17 +105,17 @@ def fit_logistic(
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    features = features.astype(np.float64)
+    raw: Floats = features.astype(np.float64)
     fewest = min(len(set(patients[labels == c])) for c in range(classes))
     folds = StratifiedGroupKFold(max(2, min(inner, fewest)), shuffle=True, random_state=seed)
     held_out = np.zeros((len(strengths), len(labels), classes))
-    for fit, rest in folds.split(features, labels, patients):
-        for i, (weight, bias) in enumerate(_path(features[fit], labels[fit], classes, balanced, strengths)):
-            held_out[i, rest] = softmax(features[rest] @ weight.T + bias)
+    for fit, rest in folds.split(raw, labels, patients):
+        for i, (weight, bias) in enumerate(_path(raw[fit], labels[fit], classes, balanced, strengths)):
+            held_out[i, rest] = softmax(raw[rest] @ weight.T + bias)
     chosen = np.take_along_axis(held_out, labels[None, :, None], axis=2)[..., 0]
     losses = -np.log(np.clip(chosen, 1e-12, None)).mean(axis=1)
     best = int(np.argmin(losses))
-    weight, bias = _path(features, labels, classes, balanced, strengths[: best + 1])[-1]
+    weight, bias = _path(raw, labels, classes, balanced, strengths[: best + 1])[-1]
     return Logistic(weight, bias, float(strengths[best]), held_out[best])
 
 

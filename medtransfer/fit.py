@@ -159,6 +159,7 @@ class _Job:
         )
         fitted = copy.deepcopy(model)
         last = fitted.head[-1]
+        assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(found.weight))
             last.bias.copy_(torch.from_numpy(found.bias))
@@ -345,14 +346,13 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
             where="recipe.unfreeze_from",
             got=f"stages {', '.join(model.stages)}",
         )
-    if windows := prepare.window_hu:
-        if len(windows) != d.in_channels:
-            raise ConfigError(
-                "each window is a channel",
-                where="model.in_channels",
-                got=f"{d.in_channels}",
-                fix=f"in_channels: {len(windows)}",
-            )
+    if (windows := prepare.window_hu) and len(windows) != d.in_channels:
+        raise ConfigError(
+            "each window is a channel",
+            where="model.in_channels",
+            got=f"{d.in_channels}",
+            fix=f"in_channels: {len(windows)}",
+        )
 
 
 def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) -> dict[str, object]:

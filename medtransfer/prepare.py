@@ -22,7 +22,10 @@ WINDOWS: dict[str, tuple[float, float]] = {
     "soft_tissue": (-160.0, 240.0),
     "stroke": (20.0, 60.0),
     "subdural": (-25.0, 175.0),
-    "vessel": (100.0, 300.0),  # starts above unenhanced soft tissue: what remains bright holds contrast medium, or is bone
+    "vessel": (
+        100.0,
+        300.0,
+    ),  # starts above unenhanced soft tissue: what remains bright holds contrast medium, or is bone
 }
 
 Window = tuple[float, float]
@@ -111,18 +114,19 @@ class Prepare(BaseModel):
             Where the image does not have the dimensions, spacing or modality that the settings ask for.
         """
         self._check(image, where)
-        array, padding = _oriented(image)
-        array = array.astype(np.float32, copy=False)
+        stored, padding = _oriented(image)
+        array = stored.astype(np.float32, copy=False)
         if image.rgb and self.gray:
-            array = (array @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+            array = np.dot(array, np.array([0.299, 0.587, 0.114], np.float32))[..., None]
         elif not image.rgb:
             array = array[..., None]
-        bad = ~np.isfinite(array).all(axis=-1)
-        padding = bad if padding is None else padding | bad
-        lows_highs = self._ranges(image, array, padding, where)
-        if padding.any():
+        empty: NDArray[np.bool_] = ~np.isfinite(array).all(axis=-1)
+        if padding is not None:
+            empty |= padding
+        lows_highs = self._ranges(image, array, empty, where)
+        if empty.any():
             array = array.copy()
-            array[padding] = lows_highs[0][1] if image.inverted else lows_highs[0][0]
+            array[empty] = lows_highs[0][1] if image.inverted else lows_highs[0][0]
         array = self._resample(image, np.moveaxis(array, -1, 0), where)
         channels = [np.clip((array - low) / (high - low), 0, 1) for low, high in lows_highs]
         result = np.concatenate(channels).astype(np.float32)
@@ -213,20 +217,12 @@ def _oriented(image: Image) -> tuple[NDArray[np.generic], NDArray[np.bool_] | No
     """A volume ``[x, y, z]`` in RAS becomes ``[z, y, x]`` with x to the left and y to the back."""
     if image.kind == "image":
         return image.array, image.padding
-    views = []
-    for array in (image.array, image.padding):
-        if array is not None:
-            flips = tuple(
-                slice(None, None, -1 if code in "RAI" else 1) for code in (image.geometry.orientation or "RAS")
-            )
-            order = [*_axes_zyx(image.geometry.orientation or "RAS"), *range(3, array.ndim)]
-            array = np.transpose(array[flips], order)
-        views.append(array)
-    return views[0], views[1]
-
-
-def _axes_zyx(orientation: str) -> list[int]:
-    return [next(i for i, code in enumerate(orientation) if code in pair) for pair in ("IS", "PA", "LR")]
+    codes = image.geometry.orientation or "RAS"
+    flips = tuple(slice(None, None, -1 if code in "RAI" else 1) for code in codes)
+    zyx = [next(i for i, code in enumerate(codes) if code in pair) for pair in ("IS", "PA", "LR")]
+    order = [*zyx, *range(3, image.array.ndim)]
+    padding = None if image.padding is None else np.transpose(image.padding[flips], order[: image.padding.ndim])
+    return np.transpose(image.array[flips], order), padding
 
 
 def resampling_matrix(n: int, m: int, step: float | None = None) -> NDArray[np.float32]:
@@ -250,4 +246,5 @@ def resampling_matrix(n: int, m: int, step: float | None = None) -> NDArray[np.f
     centre = np.clip(centre, -0.5, n - 0.5)
     width = max(1.0, step)
     weight = np.clip(1 - np.abs(np.arange(n)[None] - centre[:, None]) / width, 0, None)
-    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    result: NDArray[np.float32] = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result

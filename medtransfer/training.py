@@ -81,6 +81,7 @@ class State:
         """Model, optimizer and counters in one file."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         names = {p: n for n, p in self.model.named_parameters()}
+        parameter: Any  # the optimizer types its keys as plain tensors
         for parameter, slots in self.optimizer.state.items():
             tensors |= {f"optim.{slot}:{names[parameter]}": v for slot, v in slots.items()}
         plain = {k: getattr(self, k) for k in ("phase", "epoch", "step", "loss_sum", "best", "waited", "history")}
