@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 _DEMO = """
 title: Nodules on phantom radiographs
 synthetic: true
-cohort: {dicom: dicom, labels: labels.csv, on: StudyInstanceUID, modality: DX, classes: [normal, nodule]}
-split: {val: 0.2, test: 0.3, seed: 0}
-prepare: {size: 160}
+cohort: {dicom: dicom, labels: labels.csv, on: StudyInstanceUID, classes: [normal, nodule]}
+split: {folds: 5, val: 0}
+prepare: {size: 128}
 model: {weights: random/resnet18, until: layer3, pool_from: [layer1, layer2, layer3], pool: mean_std}
 recipe: {method: logistic}
 evaluate: {bootstrap: 2000}

@@ -127,10 +127,12 @@ class Prepare(BaseModel):
         if empty.any():
             array = array.copy()
             array[empty] = lows_highs[0][1] if image.inverted else lows_highs[0][0]
-        array = self._resample(image, np.moveaxis(array, -1, 0), where)
-        channels = [np.clip((array - low) / (high - low), 0, 1) for low, high in lows_highs]
-        result = np.concatenate(channels).astype(np.float32)
-        return np.ascontiguousarray(1 - result if image.inverted else result)
+        # shown values first, then the grid: a display too windows before it scales, and a clipped
+        # extreme does not bleed into its neighbours
+        channels = [np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1) for low, high in lows_highs]
+        shown = np.moveaxis(np.concatenate(channels, axis=-1), -1, 0)
+        result = self._resample(image, 1 - shown if image.inverted else shown).astype(np.float32, copy=False)
+        return np.ascontiguousarray(result)
 
     def _check(self, image: Image, where: str) -> None:
         if (image.kind == "volume" and self.dims != 3) or (image.kind == "image" and self.dims != 2):
@@ -189,7 +191,7 @@ class Prepare(BaseModel):
             low, high = float(valid.min()), float(valid.max())
         return ((low, high if high > low else low + 1.0),)
 
-    def _resample(self, image: Image, array: NDArray[np.float32], where: str) -> NDArray[np.float32]:
+    def _resample(self, image: Image, array: NDArray[np.float32]) -> NDArray[np.float32]:
         size = self.size if self.dims == 2 else self.size[::-1]
         steps: list[float | None] = [None] * self.dims
         if self.spacing_mm is not None and image.geometry.spacing_mm is not None:

@@ -266,7 +266,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, str
     from safetensors.torch import save
 
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write(path, save(whole, metadata=facts))
+    # one entry: the order of several is not fixed, and the same run must give the same bytes
+    write(path, save(whole, metadata={"medtransfer": json.dumps(facts, sort_keys=True)}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -281,8 +282,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            facts = json.loads((file.metadata() or {})["medtransfer"])
+            return {k: file.get_tensor(k) for k in file.keys()}, facts  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(
             "the checkpoint is missing or damaged",
             where=f"{path.parent.name}/{path.name}",
