@@ -34,7 +34,7 @@ _HOME = {
     "read": "medtransfer.io",
     "Recipe": "medtransfer.recipe",
     "Run": "medtransfer.run",
-    "scan": "medtransfer.io",
+    "scan": "medtransfer.io.scan",
     "sensitivity_at_least": "medtransfer.evaluate",
     "specificity_at_least": "medtransfer.evaluate",
     "Split": "medtransfer.split",
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from medtransfer.image import Geometry as Geometry
     from medtransfer.image import Image as Image
     from medtransfer.io import read as read
-    from medtransfer.io import scan as scan
+    from medtransfer.io.scan import scan as scan
     from medtransfer.model import Head as Head
     from medtransfer.model import Model as Model
     from medtransfer.model import load_model as load_model

@@ -134,7 +134,7 @@ def init(path: str, dicom: bool) -> None:
 @_verbose
 def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
     """List the series of a folder, an archive or a DICOMDIR, each with its problems."""
-    from medtransfer.io import scan as scan_folder
+    from medtransfer.io.scan import scan as scan_folder
 
     found = scan_folder(folder, progress=not quiet)
     click.echo(found.to_json() if as_json else found.to_csv() if as_csv else str(found))

@@ -39,7 +39,7 @@ from medtransfer.run import (
     write_json,
 )
 from medtransfer.split import Fold, Split
-from medtransfer.training import State, Stop, generator_of, stopping
+from medtransfer.training import State, Stop, class_weights, generator_of, log_loss, stopping
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -163,8 +163,8 @@ class _Job:
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(found.weight))
             last.bias.copy_(torch.from_numpy(found.bias))
-        losses = {"train_loss": _loss(found.probability(self.features[train]), cohort.labels[train])}
-        losses |= {"held_out_loss": _loss(found.held_out, cohort.labels[train])}
+        losses = {"train_loss": log_loss(found.probability(self.features[train]), cohort.labels[train])}
+        losses |= {"held_out_loss": log_loss(found.held_out, cohort.labels[train])}
         entry = {"fold": number, "phase": "logistic", "epoch": 0, "strength": found.strength, **losses}
         if len(fold.val):
             entry |= self._validate(found.probability(self.features[list(fold.val)]), fold)
@@ -175,7 +175,7 @@ class _Job:
     def _validate(self, chances: NDArray[np.float64], fold: Fold) -> dict[str, float | None]:
         labels = self.run.cohort.labels[list(fold.val)]
         area = float(auroc(labels == 1, chances[:, 1])) if chances.shape[1] == 2 else None
-        return {"val_loss": _loss(chances, labels), "val_auroc": area}
+        return {"val_loss": log_loss(chances, labels), "val_auroc": area}
 
     def _fit_epochs(self, model: Model, number: int, fold: Fold, stop: Stop) -> None:
         from tqdm import tqdm
@@ -222,7 +222,7 @@ class _Job:
         batches = [order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [np.concatenate(batches[-2:])]  # batch statistics need two
-        weight = _class_weights(cohort.labels[train], len(cohort.classes)) if recipe.class_weights else None
+        weight = class_weights(cohort.labels[train], len(cohort.classes)) if recipe.class_weights else None
         while state.step < len(batches):
             if stop.is_set():
                 state.save(self.run.folder / f"fold-{number}" / "last.safetensors")
@@ -299,15 +299,6 @@ class _Job:
         with torch.inference_mode():
             logits = model.head(torch.from_numpy(self.features[list(fold.val)]).to(self.fabric.device))
         return softmax(logits.double().cpu().numpy())
-
-
-def _class_weights(labels: NDArray[np.int64], classes: int) -> Tensor:
-    counts = np.bincount(labels, minlength=classes)
-    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def _loss(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    return float(-np.log(np.clip(chances[np.arange(len(labels)), labels], 1e-12, None)).mean())
 
 
 def _digest(model: Model) -> str:

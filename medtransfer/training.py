@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medtransfer.cache import fingerprint
 from medtransfer.model import Model
@@ -104,6 +106,23 @@ def generator_of(*numbers: int) -> torch.Generator:
     """A random source for (seed, fold, epoch, step) that nothing before it has touched."""
     seed = int(fingerprint(",".join(map(str, numbers)))[:15], 16)
     return torch.Generator().manual_seed(seed)
+
+
+def class_weights(labels: NDArray[np.int64], classes: int) -> torch.Tensor:
+    """Weights inverse to the frequency of each class, 1 on average over the cases.
+
+    Examples
+    --------
+    >>> class_weights(np.array([0, 0, 0, 1]), 2).tolist()
+    [0.6666666865348816, 2.0]
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def log_loss(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Mean negative logarithm of the probability of the reference class."""
+    return float(-np.log(np.clip(chances[np.arange(len(labels)), labels], 1e-12, None)).mean())
 
 
 @contextmanager
