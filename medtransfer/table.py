@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from medtransfer.errors import CohortError
 
-_MISSING = {"", "na", "n/a", "nan", "none", "null", "<na>", "#n/a"}
+_MISSING = {"", "na", "n/a", "nan", "null", "<na>", "#n/a"}  # not "none", which may name a class
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[dict[str, str], ...]
     lines: tuple[int, ...]
+
+    def find(self, *names: str) -> str | None:
+        """The first of these columns that the table has, upper case, blanks and underscores aside; or None."""
+        for name in names:
+            if name in self.columns:
+                return name
+        plain = {_plain(c): c for c in reversed(self.columns)}
+        return next((plain[_plain(n)] for n in names if _plain(n) in plain), None)
 
     def require(self, *columns: str) -> None:
         """Refuse a table that lacks a column, naming the nearest one it has."""
@@ -65,28 +74,34 @@ def read_table(path: str | Path, *, sheet: str | int = 0) -> Table:
     """
     path = Path(path)
     if not path.is_file():
-        raise CohortError("there is no such table", where=path.name, got="no file", fix="give the path of a CSV or Excel file")
+        raise CohortError("there is no such table", where=path.name, fix="give the path of a CSV or Excel file")
     cells = _excel(path, sheet) if path.suffix.lower() in {".xlsx", ".xlsm"} else _text(path)
+    cells = [(line, values) for line, values in cells if any(v.strip() for v in values)]
     if not cells:
         raise CohortError("the table is empty", where=path.name)
     (_, head), body = cells[0], cells[1:]
     columns = tuple(c.strip() for c in head)
+    while columns and not columns[-1] and all(not v.strip() for _, row in body for v in row[len(columns) - 1 :]):
+        columns = columns[:-1]  # an empty column at the right, as spreadsheets leave it
     twice = sorted({c for c in columns if columns.count(c) > 1})
     if twice or "" in columns:
         raise CohortError(
-            "column names must be there and differ", where=f"{path.name} line 1",
+            "column names must be there and differ",
+            where=f"{path.name} line 1",
             got=f"{', '.join(repr(c) for c in (twice or ['']))} {'twice' if twice else 'as a name'}",
         )
     rows, lines = [], []
     for line, values in body:
-        if not any(v.strip() for v in values):
-            continue
+        while len(values) > len(columns) and not values[-1].strip():
+            values = values[:-1]
         if len(values) != len(columns):
             raise CohortError(
-                f"a row has {len(values)} cells where the header has {len(columns)}", where=f"{path.name} line {line}",
+                f"a row has {len(values)} cells where the header has {len(columns)}",
+                where=f"{path.name} line {line}",
                 fix="quote cells that hold the separator",
             )
-        rows.append({c: "" if v.strip().lower() in _MISSING else v.strip() for c, v in zip(columns, values, strict=True)})
+        clean = ("" if v.strip().lower() in _MISSING else v.strip() for v in values)
+        rows.append(dict(zip(columns, clean, strict=True)))
         lines.append(line)
     if not rows:
         raise CohortError("the table has a header and no rows", where=path.name)
@@ -101,11 +116,15 @@ def _text(path: Path) -> list[tuple[int, list[str]]]:
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
             text = raw.decode("utf-16")
         else:
-            raise CohortError("the table is not UTF-8 text", where=path.name, fix="save it as 'CSV UTF-8' or as .xlsx") from None
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator)
-    return [(reader.line_num, row) for row in reader if row]
+            what = "the table is not UTF-8 text"
+            raise CohortError(what, where=path.name, fix="save it as 'CSV UTF-8' or as .xlsx") from None
+    header = text.lstrip().split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        return [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        where = f"{path.name} line {reader.line_num}"
+        raise CohortError("a row cannot be read", where=where, got=str(error)) from error
 
 
 def _excel(path: Path, sheet: str | int) -> list[tuple[int, list[str]]]:
@@ -118,8 +137,15 @@ def _excel(path: Path, sheet: str | int) -> list[tuple[int, list[str]]]:
     names = book.sheetnames
     if isinstance(sheet, str) and sheet not in names:
         raise CohortError(f"there is no sheet '{sheet}'", where=path.name, got=f"sheets {', '.join(names)}")
+    if isinstance(sheet, int) and not 0 <= sheet < len(names):
+        what = f"there is no sheet number {sheet}, counted from 0"
+        raise CohortError(what, where=path.name, got=f"sheets {', '.join(names)}")
     page = book[sheet] if isinstance(sheet, str) else book.worksheets[sheet]
     return [(i, [_cell(v) for v in row]) for i, row in enumerate(page.iter_rows(values_only=True), start=1)]
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.casefold() if c not in " _-")
 
 
 def _cell(value: object) -> str:

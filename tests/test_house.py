@@ -13,7 +13,7 @@ ROOT = Path(medtransfer.__file__).parent
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit", "prepare", "augment", "dataset",
     "weights", "backbones", "adapt", "model", "recipe", "features", "predict", "run", "training", "metrics", "fit",
-    "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli",
+    "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
            "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip

@@ -1,0 +1,333 @@
+"""Cohorts: cases with their patients, labels and the flow that led to them, checked once at the door."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer import _rows
+from medtransfer._case import Case, FlowStep, patient_key
+from medtransfer._labels import read_labels, say_lines
+from medtransfer._medmnist import load_npz
+from medtransfer._table1 import SplitLike, table1, table1_html
+from medtransfer.errors import CohortError
+from medtransfer.table import read_table
+
+if TYPE_CHECKING:
+    from medtransfer.io.scan import Scan
+
+__all__ = ["Case", "Cohort", "FlowStep"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Cases over classes.
+
+    Parameters
+    ----------
+    cases : tuple of Case
+    classes : tuple of str
+        Class names in the order of the label index; of two, the positive one is last. Empty where
+        the cases have no labels (segmentation, regression, prediction).
+    flow : tuple of FlowStep
+        From what was found to the cases, each exclusion with its reason.
+    name : str
+        What the cohort is called in reports.
+    notes : tuple of str
+        What a reader of results must know about the data.
+
+    Examples
+    --------
+    >>> cases = [Case(f"c{i}", f"p{i // 2}", np.zeros((4, 4)), label=i % 2) for i in range(6)]
+    >>> cohort = Cohort(tuple(cases), ("no", "yes"))
+    >>> cohort
+    Cohort('cohort': 6 cases of 3 patients, no 3, yes 3)
+    >>> cohort.take([0, 5]).labels
+    array([0, 1])
+    """
+
+    cases: tuple[Case, ...] = field(repr=False)
+    classes: tuple[str, ...] = ()
+    flow: tuple[FlowStep, ...] = ()
+    name: str = "cohort"
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[Case]:
+        return iter(self.cases)
+
+    def __getitem__(self, index: int) -> Case:
+        return self.cases[index]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class index of each case, -1 where there is none, shape (n,)."""
+        return np.array([-1 if c.label is None else c.label for c in self.cases], dtype=np.int64)
+
+    @cached_property
+    def patients(self) -> NDArray[np.str_]:
+        """Patient of each case, comparable text that stays in memory, shape (n,)."""
+        return np.array([patient_key(c.patient_id) for c in self.cases], dtype=np.str_)
+
+    @cached_property
+    def aliases(self) -> tuple[str, ...]:
+        """Pseudonym of each case."""
+        return tuple(c.alias for c in self.cases)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the cases, patients, labels and parts in their order; tells whether a split belongs here."""
+        digest = hashlib.sha256()
+        for c in self.cases:
+            digest.update(f"{c.alias}\0{c.patient_alias}\0{c.label}\0{c.target}\0{c.part}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> Cohort:
+        """The cohort of these cases, with the same classes."""
+        cases = tuple(self.cases[int(i)] for i in indices)
+        return replace(self, cases=cases, flow=(*self.flow, FlowStep("cases taken", len(cases))))
+
+    def table1(self, split: SplitLike | None = None) -> dict[str, list[Any]]:
+        """Numbers, classes, age, sex, site and manufacturer, in all and by part of a split.
+
+        Returns
+        -------
+        dict
+            ``columns``: names of the value columns; ``rows``: lists of a name and one text a column.
+        """
+        return table1(self, split)
+
+    def flow_record(self) -> list[list[Any]]:
+        """The flow as plain JSON types: ``[label, count, [[reason, n], ...]]`` a step."""
+        return [[step.label, step.count, [list(e) for e in step.excluded]] for step in self.flow]
+
+    def summary(self) -> str:
+        """The flow and the classes, a line each."""
+        lines = [repr(self)]
+        for step in self.flow:
+            left_out = ", ".join(f"{n:,} {reason}" for reason, n in step.excluded)
+            lines.append(f"  {step.count:>7,} {step.label}" + (f" (left out: {left_out})" if left_out else ""))
+        return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
+
+    def __repr__(self) -> str:
+        counts = [f"{name} {int((self.labels == i).sum())}" for i, name in enumerate(self.classes)]
+        patients = len(set(self.patients.tolist()))
+        return f"Cohort({self.name!r}: {', '.join([f'{len(self)} cases of {patients} patients', *counts])})"
+
+    def _repr_html_(self) -> str:
+        return table1_html(self)
+
+    @classmethod
+    def from_csv(
+        cls,
+        csv: str | Path,
+        *,
+        root: str | Path = ".",
+        image: str = "image",
+        label: str | None = "label",
+        classes: Sequence[object] | None = None,
+        patient: str = "patient_id",
+        case: str = "case_id",
+        mask: str | None = None,
+        target: str | None = None,
+        part: str | None = None,
+        covariates: Sequence[str] = (),
+        sheet: str | int = 0,
+    ) -> Cohort:
+        """Cases from a table: one row an image.
+
+        Parameters
+        ----------
+        csv : path
+            CSV, TSV or Excel; every id is kept as text.
+        root : path
+            Folder that relative image paths start from; a relative path must not leave it. An absolute
+            path in a cell is taken as it is.
+        image, label, patient, case, mask, target, part : str
+            Names of columns. ``label=None`` for cases without a label; ``target`` holds a number to predict,
+            ``mask`` a segmentation, ``part`` an official split (train, val, test). Without a case column
+            the row number names the case.
+        classes : sequence or None
+            Class names, the positive one last; None finds them.
+        covariates : sequence of str
+            Columns to carry along; age, sex, site and manufacturer are carried in any case.
+        sheet : str or int
+            Excel sheet.
+
+        Raises
+        ------
+        CohortError
+            For a missing column, missing or duplicate ids, missing images, unknown or contradictory labels;
+            the message names the lines.
+        """
+        table = read_table(csv, sheet=sheet)
+        table.require(image, *(c for c in (mask, target, part) if c), *covariates)
+        if label is not None and label not in table.columns and (mask or target):
+            label = None
+        if label is not None:
+            table.require(label)
+        if patient not in table.columns:
+            raise CohortError(
+                f"there is no column '{patient}'; without it images of one patient could be trained on and tested on",
+                where=table.name,
+                got=f"columns {', '.join(table.columns)}",
+                fix=f"patient='{table.find(patient) or '...'}' names the column of patients; "
+                "use the case column if no patient has two images",
+            )
+        names = _rows.case_ids(table, case)
+        _rows.refuse_blank(table, patient, "patient")
+        keep, lacking = _rows.complete(table, {"image": image, "label": label, "mask": mask, "target": target})
+        rows, lines = [table.rows[i] for i in keep], [table.lines[i] for i in keep]
+        if not rows:
+            raise CohortError(
+                "no row is complete", where=table.name, got=", ".join(f"{len(n)} {r}" for r, n in lacking.items())
+            )
+        labels: list[int | None] = [None] * len(rows)
+        found: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
+        if label is not None:
+            labels, found, notes = read_labels([r[label] for r in rows], lines, classes, table.name)
+        images = _rows.paths(table, rows, lines, image, Path(root))
+        masks = _rows.paths(table, rows, lines, mask, Path(root)) if mask else [None] * len(rows)
+        _rows.refuse_contradiction(table, images, labels, lines)
+        targets = _rows.targets(rows, lines, target, table.name) if target else [None] * len(rows)
+        carry = _rows.covariate_columns(table, covariates)
+        notes = (*notes, *(f"rows {reason} were left out: {say_lines(n)}" for reason, n in lacking.items()))
+        cases = tuple(
+            Case(
+                case_id=names[i],
+                patient_id=row[patient],
+                image=images[k],
+                label=labels[k],
+                covariates=_rows.read_covariates(row, carry),
+                part=row[part] if part else "",
+                mask=masks[k],
+                target=targets[k],
+            )
+            for k, (i, row) in enumerate(zip(keep, rows, strict=True))
+        )
+        steps = (
+            FlowStep("rows of the table", len(table.rows)),
+            FlowStep("cases", len(cases), tuple((reason, len(n)) for reason, n in lacking.items())),
+        )
+        return cls.build(cases, found, steps, notes=notes)
+
+    @classmethod
+    def from_dicom(
+        cls,
+        dicom: str | Path | Scan,
+        *,
+        labels: str | Path,
+        on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "file"] = "PatientID",
+        column: str | None = None,
+        label: str | None = "label",
+        classes: Sequence[object] | None = None,
+        patient: str | None = None,
+        part: str | None = None,
+        modality: str | None = None,
+        description: str | None = None,
+        choose: Literal["only", "all", "most_slices", "thinnest"] = "only",
+        covariates: Sequence[str] = (),
+        sheet: str | int = 0,
+        scan_store: str | Path | None = None,
+        progress: bool = True,
+    ) -> Cohort:
+        """Cases from a folder or archive of scans, joined to a table of labels.
+
+        Parameters
+        ----------
+        dicom : path or Scan
+            Folder, archive (.zip, .tar, .tar.gz) or a finished scan.
+        labels : path
+            CSV, TSV or Excel.
+        on : str
+            What joins the two sides: an id of the DICOM header, or the name of the file.
+        column : str or None
+            Column of the table that holds it; None looks for one called like ``on``.
+        label : str or None
+            Column of labels; None for cases without.
+        classes : sequence or None
+            Class names, the positive one last; None finds them.
+        patient : str or None
+            Column of patients; None takes PatientID from the header.
+        part : str or None
+            Column of an official split.
+        modality : str or None
+            Keep series of this modality only, e.g. ``'CT'``.
+        description : str or None
+            Keep series whose Series Description holds this pattern (regular expression, any case).
+        choose : {'only', 'all', 'most_slices', 'thinnest'}
+            What to do where several series fit one row: refuse, make a case of each series (of each image,
+            where they are images), or take the one with most slices, or with the thinnest.
+        covariates, sheet
+            As in :meth:`from_csv`; age, sex and manufacturer come from the header where the table has none.
+        scan_store : path or None
+            Where the scan keeps its result for the next time.
+        progress : bool
+            Show a bar while scanning.
+
+        Raises
+        ------
+        CohortError
+            Where nothing joins, several series fit, labels contradict each other, or a patient is unknown.
+        """
+        from medtransfer._join import join_dicom
+
+        return join_dicom(
+            dicom, labels=labels, on=on, column=column, label=label, classes=classes, patient=patient,
+            part=part, modality=modality, description=description, choose=choose, covariates=covariates,
+            sheet=sheet, scan_store=scan_store, progress=progress,
+        )  # fmt: skip
+
+    @classmethod
+    def from_medmnist(cls, medmnist: str | Path, *, classes: Sequence[object] | None = None) -> Cohort:
+        """Cases from a MedMNIST .npz, with its official parts.
+
+        Parameters
+        ----------
+        medmnist : path
+            Holds ``{train,val,test}_images`` ``[n, rows, cols(, 3)]`` or ``[n, x, y, z]`` and ``_labels`` ``[n, 1]``.
+        classes : sequence or None
+            Names of the classes 0, 1, ...; None calls them ``'0'``, ``'1'``, ...
+        """
+        path = Path(medmnist)
+        cases: list[Case] = []
+        steps: list[FlowStep] = []
+        for part, (images, numbers) in load_npz(path).items():
+            cases += [
+                Case(f"{part}-{i:05d}", f"{part}-{i:05d}", images[i], label=int(numbers[i]), part=part)
+                for i in range(len(images))
+            ]
+            steps.append(FlowStep(f"images of the official part '{part}'", len(images)))
+        most = max(c.label or 0 for c in cases)
+        names = tuple(str(c) for c in classes) if classes is not None else tuple(str(i) for i in range(most + 1))
+        if len(names) <= most or len(set(names)) < max(len(names), 2):
+            raise CohortError(f"the labels run from 0 to {most}", where=path.name, got=f"classes {', '.join(names)}")
+        notes = ("patients are not recorded in this file: every image counts as a patient of its own",)
+        return cls.build(tuple(cases), names, (*steps, FlowStep("cases", len(cases))), path.stem, notes)
+
+    @classmethod
+    def build(
+        cls,
+        cases: tuple[Case, ...],
+        classes: tuple[str, ...],
+        flow: Sequence[FlowStep],
+        name: str = "cohort",
+        notes: Sequence[str] = (),
+    ) -> Cohort:
+        """A cohort whose flow ends in its patients; spellings of one patient id that differ are noted."""
+        spellings = {c.patient_id for c in cases}
+        patients = {patient_key(s) for s in spellings}
+        if len(patients) < len(spellings):
+            several = f"{len(spellings)} spellings of patient ids name {len(patients)} patients"
+            notes = (*notes, f"{several} (upper case, blanks and leading zeros aside)")
+        return cls(cases, classes, (*flow, FlowStep("patients", len(patients))), name, tuple(notes))
