@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from medtransfer.backbones import Architecture, architecture, recognise
+from medtransfer.checkpoints import fit_names, read_tensors
 from medtransfer.errors import WeightsError
-from medtransfer.weights import Weights, read_tensors, register
+from medtransfer.volume import inflate
+from medtransfer.weights import Weights, header, register
+from medtransfer.witness import exchanged
 
-Depth = Literal["centre", "mean"]
+Native = tuple[int, int, int]
+_CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "last_linear.", "logits.", "class_layers.", "op_threshs")
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,24 @@ class Receipt:
     loaded : tuple of str
         Taken over as they are.
     reshaped : tuple of (name, how)
-        Changed for other channels or dimensions.
+        Changed for other channels, dimensions or number types.
     new : tuple of str
         Of the backbone, but not in the file: they start untrained.
     unused : tuple of str
         In the file, but not of the backbone: its classifier, or stages that were cut off.
+    rules : tuple of str
+        How the file's names became the network's.
     """
 
     loaded: tuple[str, ...] = ()
     reshaped: tuple[tuple[str, str], ...] = ()
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"loaded   {len(self.loaded):5d} tensors"]
+        lines = [f"renamed  {rule}" for rule in self.rules]
+        lines += [f"loaded   {len(self.loaded):5d} tensors"]
         lines += [
             f"reshaped {len(self.reshaped):5d} tensors" + "".join(f"\n  {n}: {how}" for n, how in self.reshaped[:4])
         ]
@@ -50,10 +56,11 @@ class Receipt:
     def to_record(self) -> dict[str, object]:
         """Plain types for the run's record."""
         return {
-            "loaded": len(self.loaded),
+            "loaded": list(self.loaded),
             "reshaped": [f"{n}: {how}" for n, how in self.reshaped],
             "new": list(self.new),
             "unused": list(self.unused),
+            "rules": list(self.rules),
         }
 
 
@@ -64,6 +71,118 @@ def _grouped(names: tuple[str, ...]) -> str:
     return "".join(f"\n  {group}.*: {count}" for group, count in groups.items())
 
 
+def skeleton(arch: Architecture, native: Native, *, init: bool = True) -> nn.Module:
+    """A network of the shape that a checkpoint has.
+
+    Parameters
+    ----------
+    native : (int, int, int)
+        Dimensions of its kernels, channels of its stem, and number of its position embeddings (0: as built).
+    """
+    dims, channels, positions = native
+    network = arch.build(dims=dims if dims in arch.dims else 2, channels=channels, init=init)
+    if dims not in arch.dims:
+        inflate(network)
+    if arch.positions and positions:
+        parent, _, name = arch.positions.rpartition(".")
+        old = network.get_parameter(arch.positions)
+        if old.shape[1] != positions:
+            fresh = torch.randn(1, positions, old.shape[2]) * 0.02 if init else torch.zeros(1, positions, old.shape[2])
+            setattr(network.get_submodule(parent), name, nn.Parameter(fresh))
+    return network
+
+
+def load(
+    arch: Architecture,
+    tensors: dict[str, Tensor],
+    *,
+    until: str | None = None,
+    allow_new: tuple[str, ...] = (),
+    where: str = "",
+    foreign: bool = False,
+) -> tuple[nn.Module, Native, Receipt]:
+    """A network filled from a checkpoint: names by rule, every tensor accounted for.
+
+    Parameters
+    ----------
+    until, allow_new : see :func:`check`
+    foreign : bool
+        The file's hash is pinned nowhere: ask its batch normalisation whether kernels changed places.
+
+    Returns
+    -------
+    network : Module
+        The whole network; its top is random.
+    native : (int, int, int)
+        Its shape, see :func:`skeleton`.
+    receipt : Receipt
+
+    Raises
+    ------
+    WeightsError
+        As :func:`check`, and where kernels stand in each other's place.
+    """
+    dims = 3 if any(v.ndim == 5 for v in tensors.values()) else 2
+    plain = arch.build(dims=dims if dims in arch.dims else 2, init=False)
+    shapes = {k: tuple(v.shape) for k, v in plain.state_dict().items()}
+    children = [name for name, _ in plain.named_children()]
+    named, rules, outside = fit_names(tensors, shapes, children=children, pairs=_pairs(plain))
+    stem, places = named.get(f"{arch.stem}.weight"), named.get(arch.positions)
+    native = (
+        dims,
+        stem.shape[1] if stem is not None and stem.ndim == dims + 2 else arch.channels,
+        places.shape[1] if places is not None and places.ndim == 3 else 0,
+    )
+    network = skeleton(arch, native, init=False)
+    named, cast = _shaped(named, network.state_dict())
+    receipt = check(network, named, arch, until=until, allow_new=allow_new, where=where, outside=outside)
+    if receipt.new:
+        network = skeleton(arch, native)  # what starts untrained must be random
+    own = network.state_dict()
+    with torch.no_grad():
+        for name in receipt.loaded:
+            own[name].copy_(named[name])
+    if foreign and native[0] == 2 and (pairs := exchanged(arch, network, arch.kept(until))):
+        raise WeightsError(
+            f"{len(pairs)} pairs of convolutions seem to have changed places",
+            where=where,
+            got=f"{pairs[0][0]} and {pairs[0][1]} each fit the other's batch normalisation",
+            fix="get the file again from its source",
+        )
+    changed = tuple((n, how) for n, how in cast if n in receipt.loaded)
+    kept = tuple(n for n in receipt.loaded if n not in dict(changed))
+    return network, native, Receipt(kept, changed, receipt.new, receipt.unused, rules)
+
+
+def _pairs(network: nn.Module) -> list[tuple[str, str, float]]:
+    """Convolutions without bias, each with the batch normalisation registered after it and its epsilon."""
+    found, before = [], ""
+    width = 0
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            before, width = (path, module.out_channels) if module.bias is None else ("", 0)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and before and module.num_features == width:
+            found.append((before, path, module.eps))
+            before = ""
+    return found
+
+
+def _shaped(named: dict[str, Tensor], own: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """Number types and shapes that say the same: half precision widened, axes of length one added or dropped."""
+    changed, found = [], {}
+    for name, value in named.items():
+        if name in own and value.is_floating_point() and value.dtype != own[name].dtype != torch.int64:
+            changed.append((name, f"{str(value.dtype).removeprefix('torch.')} made float32"))
+            value = value.to(own[name].dtype)
+        if name in own and value.shape != own[name].shape:
+            squeezed = [s for s in value.shape if s != 1]
+            if squeezed == [s for s in own[name].shape if s != 1] and value.ndim <= 4 and len(squeezed) <= 2:
+                changed.append((name, f"{tuple(value.shape)} seen as {tuple(own[name].shape)}"))
+                value = value.reshape(own[name].shape)
+        found[name] = value
+    return found, changed
+
+
 def check(
     network: nn.Module,
     tensors: dict[str, Tensor],
@@ -72,6 +191,7 @@ def check(
     until: str | None = None,
     allow_new: tuple[str, ...] = (),
     where: str = "",
+    outside: frozenset[str] = frozenset(),
 ) -> Receipt:
     """Compare a checkpoint with a network, tensor by tensor, before anything is loaded.
 
@@ -81,41 +201,53 @@ def check(
         Last stage that is kept; tensors of later stages are expected nowhere.
     allow_new : tuple of str
         Stages, or prefixes of tensors, that may start untrained.
+    outside : frozenset of str
+        Tensors that the file itself keeps apart from the backbone.
 
     Raises
     ------
     WeightsError
-        Where shapes differ, a tensor fits nowhere, or under 99 % of the backbone's tensors are in the file.
+        Where shapes differ, a tensor fits nowhere or holds nothing, or under 99 % of the backbone's tensors
+        are in the file.
     """
-    stages = stage_of_tensor(network, arch)
-    kept = kept_stages(arch, until)
-    wanted = {k: v for k, v in network.state_dict().items() if stages.get(k) in kept}
+    kept = arch.kept(until)
+    own = network.state_dict()
+    wanted = {k: v for k, v in own.items() if arch.owner(k) in kept}
     counters = {k for k in wanted if k.endswith("num_batches_tracked")}
-    shapes = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
-    if shapes:
-        first = shapes[0]
+    fix = "name the architecture that these weights belong to"
+    wrong = [k for k in wanted if k in tensors and tensors[k].shape != wanted[k].shape]
+    if wrong:
         raise WeightsError(
-            f"{len(shapes)} tensors have another shape than {arch.name} wants",
+            f"{len(wrong)} tensors have another shape than {arch.name} wants",
             where=where,
-            got=f"{first} {tuple(tensors[first].shape)} instead of {tuple(wanted[first].shape)}",
-            fix="name the architecture that these weights belong to",
+            got=f"{wrong[0]} {tuple(tensors[wrong[0]].shape)} instead of {tuple(wanted[wrong[0]].shape)}",
+            fix=fix,
         )
-    strange = [k for k in tensors if k not in wanted and stages.get(k) is None and not k.startswith(arch.top)]
+    strange = [k for k in tensors if k not in own and not k.startswith((*arch.top, *_CLASSIFIERS))]
     if strange:
         raise WeightsError(
             f"{len(strange)} tensors of the file fit nowhere in {arch.name}",
             where=where,
             got=", ".join(strange[:3]),
-            fix="name the architecture that these weights belong to",
+            fix=fix,
         )
-    new = [k for k in wanted if k not in tensors and k not in counters]
-    refused = [k for k in new if not any(stages[k] == a or k.startswith(a) for a in allow_new)]
-    if len(refused) > 0.01 * (len(wanted) - len(counters)):
-        missing = sorted({stages[k] for k in refused})
+    empty = [(k, why) for k in wanted if k in tensors and (why := _nothing_in(k, tensors[k], wanted[k]))]
+    if empty:
+        raise WeightsError(
+            f"{len(empty)} tensors cannot come from training",
+            where=where,
+            got=f"{empty[0][0]}: {empty[0][1]}",
+            fix="get the file again from its source",
+        )
+    new = [k for k in wanted if k not in tensors and k not in counters and not _is_constant(k)]
+    refused = [k for k in new if not any(arch.owner(k) == a or k.startswith(a) for a in allow_new)]
+    total = len(wanted) - len(counters)
+    if len(refused) > 0.01 * total:
+        missing = sorted({arch.owner(k) or "" for k in refused})
         before = [s for s, _ in arch.stages if s not in missing]
         raise WeightsError(
-            f"the file holds {len(wanted) - len(counters) - len(new)} of the {len(wanted) - len(counters)} tensors of "
-            f"{arch.name}; these stages lack tensors: {', '.join(missing)}",
+            f"the file holds {total - len(new)} of the {total} tensors of {arch.name}; these stages lack tensors: "
+            f"{', '.join(missing)}",
             where=where,
             got=f"{len(refused)} missing",
             fix=f"cut the network there (until: {before[-1] if before else '...'}), or accept that they start "
@@ -124,154 +256,35 @@ def check(
     return Receipt(
         loaded=tuple(k for k in wanted if k in tensors),
         new=tuple(new),
-        unused=tuple(k for k in tensors if k not in wanted),
+        unused=(*(k for k in tensors if k not in wanted), *sorted(outside)),
     )
 
 
-def kept_stages(arch: Architecture, until: str | None) -> list[str]:
-    """Names of the stages up to and with ``until``."""
-    names = [name for name, _ in arch.stages]
-    if until is None:
-        return names
-    if until not in names:
-        raise WeightsError(f"{arch.name} has no stage '{until}'", got=f"stages {', '.join(names)}", fix="correct until")
-    return names[: names.index(until) + 1]
+def _is_constant(name: str) -> bool:
+    """Tables that a network computes for itself."""
+    return name.endswith(("relative_position_index", "relative_coords_table", "attn_mask"))
 
 
-def stage_of_tensor(network: nn.Module, arch: Architecture) -> dict[str, str]:
-    """The stage that each tensor of the network belongs to; the classifier's tensors are left out."""
-    owner: dict[str, str] = {}
-    for stage, paths in arch.stages:
-        for path in paths:
-            if not path.startswith("+"):
-                owner |= {f"{path}.{name}": stage for name in network.get_submodule(path).state_dict()}
-    return owner
-
-
-class FoldedStem(nn.Module):
-    """A first convolution that takes values in [0, 1] and has the pretraining normalisation inside.
-
-    With kernel ``W``, mean ``m`` and deviation ``s`` of the pretraining, ``W * ((x - m) / s)`` equals
-    ``(W / s) * x + (-sum W m / s) * 1`` where ``1`` is an image of ones. The second kernel is added as
-    one more input channel, so that zero padding acts as in the original, borders included.
-
-    One channel gets the sum of the colour kernels: a gray image gives what its three-channel replica
-    gives the original. With n other than 1 or 3 channels each gets the n-th part of that sum.
-    """
-
-    def __init__(
-        self, original: nn.Conv2d | nn.Conv3d, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int
-    ) -> None:
-        super().__init__()
-        weight = original.weight.detach().double()
-        m, s = (torch.tensor(v, dtype=torch.float64).reshape(1, -1, *[1] * (weight.ndim - 2)) for v in (mean, std))
-        scaled = weight / s
-        constant = -(scaled * m).sum(1, keepdim=True)
-        if in_channels != weight.shape[1]:
-            scaled = torch.cat([scaled.sum(1, keepdim=True)] * in_channels, 1) / in_channels
-        self.conv = copy.deepcopy(original)
-        self.conv.in_channels = in_channels + 1
-        self.conv.weight = nn.Parameter(torch.cat([scaled, constant], 1).to(original.weight.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(torch.cat([x, torch.ones_like(x[:, :1])], 1))  # type: ignore[no-any-return]
-
-
-def fold_stem(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], in_channels: int) -> tuple[str, str]:
-    """Replace the network's first convolution by a :class:`FoldedStem`; the tensor's name and what was done."""
-    path, first = next((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
-    parent, _, child = path.rpartition(".")
-    setattr(network.get_submodule(parent), child, FoldedStem(first, mean, std, in_channels))
-    how = (
-        "colour kernels kept"
-        if in_channels == first.in_channels
-        else f"colour kernels summed for {in_channels} channel(s)"
-    )
-    return f"{path}.weight", f"{how}, normalisation folded in"
-
-
-def inflate(network: nn.Module, how: Depth = "centre") -> list[str]:
-    """Turn every 2D layer into its 3D twin in place; names of the tensors that changed.
-
-    Parameters
-    ----------
-    how : {'centre', 'mean'}
-        Put the 2D kernel into the middle of the depth, or spread it evenly over the depth. On a
-        stack that is constant in depth both give, away from its ends, what the 2D network gives.
-    """
-    changed: list[str] = []
-    for path, module in list(network.named_modules()):
-        parent, _, child = path.rpartition(".")
-        twin = _twin(module, how)
-        if twin is not None:
-            setattr(network.get_submodule(parent), child, twin.train(module.training))
-            changed += [f"{path}.weight"] if isinstance(twin, nn.Conv3d) else []
-    return changed
-
-
-def _twin(module: nn.Module, how: Depth) -> nn.Module | None:
-    if isinstance(module, nn.Conv2d):
-        return _conv3d(module, how)
-    if isinstance(module, nn.BatchNorm2d):
-        norm = nn.BatchNorm3d(
-            module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-        )
-        norm.load_state_dict(module.state_dict())
-        return norm
-    if isinstance(module, nn.MaxPool2d):
-        size, stride, padding = (_plain(v) for v in (module.kernel_size, module.stride, module.padding))
-        return nn.MaxPool3d(size, stride, padding, _plain(module.dilation), ceil_mode=module.ceil_mode)
-    if isinstance(module, nn.AvgPool2d):
-        size, stride, padding = (_plain(v) for v in (module.kernel_size, module.stride, module.padding))
-        return nn.AvgPool3d(size, stride, padding, module.ceil_mode, module.count_include_pad)
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool3d(module.output_size)  # type: ignore[arg-type]
-    return None
-
-
-def _plain(value: int | tuple[int, ...]) -> int | tuple[int, int, int]:
-    """A pooling's size in 3D: the depth does as the rows do."""
-    return value if isinstance(value, int) else (value[0], value[0], value[-1])
-
-
-def _conv3d(module: nn.Conv2d, how: Depth) -> nn.Conv3d:
-    depth = module.kernel_size[0]
-
-    def three(value: tuple[int, ...]) -> tuple[int, int, int]:
-        return value[0], value[0], value[1]
-
-    twin = nn.Conv3d(
-        module.in_channels,
-        module.out_channels,
-        (depth, depth, module.kernel_size[-1]),
-        three(module.stride),
-        three(module.padding) if isinstance(module.padding, tuple) else module.padding,
-        three(module.dilation),
-        module.groups,
-        module.bias is not None,
-        module.padding_mode,  # type: ignore[arg-type]
-    )
-    with torch.no_grad():
-        kernel = torch.zeros_like(twin.weight)
-        if how == "centre":
-            kernel[:, :, depth // 2] = module.weight
-        else:
-            kernel += module.weight[:, :, None] / depth
-        twin.weight.copy_(kernel)
-        if twin.bias is not None and module.bias is not None:
-            twin.bias.copy_(module.bias)
-    return twin
+def _nothing_in(name: str, value: Tensor, wanted: Tensor) -> str:
+    """Why a tensor cannot be one of a trained network; '' where it can."""
+    if value.is_floating_point() != wanted.is_floating_point():
+        return f"{str(value.dtype).removeprefix('torch.')} instead of {str(wanted.dtype).removeprefix('torch.')}"
+    if name.endswith("running_var") and bool((value < 0).any()):
+        return "a negative variance"
+    if name.endswith("weight") and value.ndim > 1 and value.numel() > 8 and bool((value == value.flatten()[0]).all()):
+        return f"every value is {float(value.flatten()[0]):g}"
+    return ""
 
 
 def import_file(
     file: Path,
     *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     name: str | None = None,
     arch: str | None = None,
-    licence: str = "not stated",
-    origin: str = "",
+    licence: str | None = None,
+    origin: str | None = None,
 ) -> tuple[Weights, Receipt]:
     """Register a local checkpoint in the offline store, every tensor checked first.
 
@@ -281,9 +294,10 @@ def import_file(
     Parameters
     ----------
     file : Path
-        safetensors, or a .pth that holds tensors only.
-    mean, std : tuple of float
-        The pretraining's normalisation of the three colour channels in [0, 1].
+        safetensors, or a .pth that holds tensors only. What ``weights export`` wrote brings its record
+        along, and needs nothing else.
+    mean, std : tuple of float or None
+        The pretraining's normalisation on values in [0, 1], one value or one a channel.
     name : str or None
         Name to load it by; ``local/<architecture>`` if None.
     arch : str or None
@@ -292,16 +306,40 @@ def import_file(
     Raises
     ------
     WeightsError
-        Where the file is damaged or its tensors do not fit.
+        Where the file is damaged, its tensors do not fit, or its normalisation is not known.
     """
+    record = header(file)
+    arch = arch or _text(record, "arch") or None
+    mean, std = (_values(given, record, key) for given, key in ((mean, "mean"), (std, "std")))
+    if mean is None or std is None:
+        raise WeightsError(
+            "weights need the normalisation of their pretraining",
+            where=file.name,
+            fix="for ImageNet --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225",
+        )
     tensors = read_tensors(file)
     wanted = architecture(arch or recognise({k: tuple(v.shape) for k, v in tensors.items()}))
-    network = wanted.build()
-    stages = stage_of_tensor(network, wanted)
-    filled = {stages[k] for k in tensors if k in stages}
-    order = [stage for stage, _ in wanted.stages]
-    ends = max((order.index(s) for s in filled), default=-1)
-    absent = tuple(order[ends + 1 :]) if filled else ()
-    receipt = check(network, tensors, wanted, allow_new=absent, where=file.name)
-    weights = Weights(name or f"local/{wanted.name}", wanted.name, mean, std, file, licence=licence, origin=origin)
+    _, _, receipt = load(wanted, tensors, allow_new=_lacking(wanted, tensors), where=file.name, foreign=True)
+    weights = Weights(
+        name or _text(record, "name") or f"local/{wanted.name.replace('/', '-')}", wanted.name, mean, std, file,
+        licence=licence or _text(record, "licence") or "not stated", origin=origin or _text(record, "origin"),
+    )  # fmt: skip
     return register(weights), receipt
+
+
+def _lacking(arch: Architecture, tensors: dict[str, Tensor]) -> tuple[str, ...]:
+    """Last stages of which the file has nothing, if it has anything of the others under plain names."""
+    filled = {arch.owner(k) for k in tensors}
+    order = [stage for stage, _ in arch.stages]
+    ends = max((order.index(s) for s in filled if s is not None), default=len(order) - 1)
+    return tuple(order[ends + 1 :])
+
+
+def _text(record: dict[str, object], key: str) -> str:
+    value = record.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _values(given: tuple[float, ...] | None, record: dict[str, object], key: str) -> tuple[float, ...] | None:
+    stored = record.get(key)
+    return given or (tuple(float(v) for v in stored) if isinstance(stored, list) else None)

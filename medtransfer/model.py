@@ -5,59 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from medtransfer.adapt import Depth, Receipt, check, fold_stem, inflate, kept_stages
-from medtransfer.backbones import Architecture, architecture, find
+from medtransfer.adapt import Native, Receipt, load, skeleton
+from medtransfer.backbones import Architecture, architecture
+from medtransfer.backbones.sources import find
+from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
-from medtransfer.weights import read_tensors
+from medtransfer.heads import Head, Task, start_from_prior
+from medtransfer.stem import fold_stem
+from medtransfer.volume import Inflation, inflate
 
-Pool = Literal["mean", "mean_std"]
+__all__ = ["Description", "Head", "Model", "load_model", "rebuild", "restart"]
+
+Pool = Literal["mean", "mean_std", "token"]
+Depth = Literal["centre", "mean", "acs", "slices", "neighbours"]
 Triple = tuple[float, float, float]
-
-
-class Head(BaseModel):
-    """The new top: dense layers, each followed by batch normalisation, ReLU and dropout as asked, then the classes.
-
-    Parameters
-    ----------
-    hidden : tuple of int
-        Widths of dense layers before the last one; none makes a linear head.
-    dropout : float
-        Share of the inputs of every dense layer that is dropped in training.
-    batchnorm : bool
-        Normalise after every hidden layer.
-
-    Examples
-    --------
-    >>> Head(hidden=(256,), dropout=0.5).hidden
-    (256,)
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    batchnorm: bool = False
-
-    def build(self, width: int, classes: int) -> nn.Sequential:
-        """The layers from ``width`` features to ``classes`` logits."""
-        layers: list[nn.Module] = []
-        for size in self.hidden:
-            layers += [nn.Dropout(self.dropout)] if self.dropout else []
-            layers += [nn.Linear(width, size)]
-            layers += [nn.BatchNorm1d(size)] if self.batchnorm else []
-            layers += [nn.ReLU()]
-            width = size
-        layers += [nn.Dropout(self.dropout)] if self.dropout else []
-        last = nn.Linear(width, classes)
-        nn.init.normal_(last.weight, std=0.01)
-        nn.init.zeros_(last.bias)
-        return nn.Sequential(*layers, last)
+_SLICES_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -77,6 +44,14 @@ class Description:
     std: tuple[float, ...]
     weights: dict[str, object] = field(default_factory=dict)
     receipt: dict[str, object] = field(default_factory=dict)
+    task: Task = "classification"
+    flat_until: str | None = None
+    native: Native = (2, 3, 0)
+
+    @property
+    def by_slice(self) -> bool:
+        """Whether a volume is seen slice by slice."""
+        return self.dims == 3 and self.depth in ("slices", "neighbours")
 
     def to_json(self) -> str:
         """As stored in a checkpoint's header."""
@@ -86,7 +61,7 @@ class Description:
     def from_json(cls, text: str) -> Description:
         """Read what :meth:`to_json` wrote."""
         values = json.loads(text)
-        values |= {k: tuple(values[k]) for k in ("pool_from", "mean", "std")}
+        values |= {k: tuple(values[k]) for k in ("pool_from", "mean", "std", "native") if k in values}
         return cls(**{**values, "head": Head(**values["head"])})
 
 
@@ -102,7 +77,7 @@ class Model(nn.Module):
         self.description = description
         self.stages = nn.ModuleDict(stages)
         self.width = width
-        self.head = description.head.build(width, description.classes)
+        self.head = description.head.build(width, description.classes, description.task)
         self.trained: frozenset[str] = frozenset()
         self.frozen_norms = True
         self.train_only(())
@@ -135,17 +110,57 @@ class Model(nn.Module):
         return self
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features ``[n, width]`` of images ``[n, channels, ...]`` in [0, 1]."""
+        """Pooled features ``[n, width]`` of images ``[n, channels, ...]`` in [0, 1].
+
+        Where slices are weighed by the head's attention: ``[n, slices, width]``.
+        """
+        if not self.description.by_slice:
+            return self._pooled(x)
+        slices = self.slices(x)
+        flat = slices.flatten(0, 1)
+        step = len(flat) if torch.is_grad_enabled() and self.trained else _SLICES_AT_ONCE
+        found = torch.cat([self._pooled(flat[i : i + step]) for i in range(0, len(flat), step)])
+        found = found.reshape(*slices.shape[:2], -1)
+        return found if self.description.head.attention > 0 else found.mean(1)
+
+    def slices(self, x: Tensor) -> Tensor:
+        """Volumes ``[n, channels, slices, ...]`` as images ``[n, slices, channels, ...]``.
+
+        With ``depth='neighbours'`` the slices before and after stand beside each one as colours do: three
+        times the channels. End slices are their own neighbours.
+        """
+        if self.description.depth == "neighbours":
+            before, after = (torch.cat(p, 2) for p in ((x[:, :, :1], x[:, :, :-1]), (x[:, :, 1:], x[:, :, -1:])))
+            x = torch.cat([before, x, after], 1)
+        return x.transpose(1, 2)
+
+    def _pooled(self, x: Tensor) -> Tensor:
         pooled = []
         for name, stage in self.stages.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
                 x = stage(x)
             if name in self.description.pool_from:
-                flat = x.flatten(2)
-                pooled.append(flat.mean(2))
-                if self.description.pool == "mean_std":
-                    pooled.append(flat.std(2, correction=0))
+                pooled += _pool(x, self.description.pool, architecture(self.description.arch).has_token)
         return torch.cat(pooled, 1)
+
+    def maps(self, x: Tensor, stage: str) -> Tensor:
+        """Feature maps ``[n, width, ...]`` after a stage; tokens of a transformer are laid out as the image they cover.
+
+        Volumes that are seen slice by slice give ``[n * slices, width, ...]``.
+        """
+        if self.description.by_slice:
+            x = self.slices(x).flatten(0, 1)
+        shape = x.shape[2:]
+        for name, module in self.stages.items():
+            x = module(x)
+            if name == stage:
+                break
+        else:
+            raise WeightsError(f"there is no stage '{stage}'", got=f"stages {', '.join(self.stages)}")
+        if architecture(self.description.arch).has_token:
+            patch = round((torch.Size(shape).numel() / (x.shape[2] - 1)) ** (1 / len(shape)))
+            x = x[:, :, 1:].reshape(*x.shape[:2], *(s // patch for s in shape))
+        return x
 
     def _learns_until(self, name: str) -> bool:
         names = list(self.stages)
@@ -164,21 +179,32 @@ class Model(nn.Module):
         )
 
 
+def _pool(x: Tensor, pool: Pool, has_token: bool) -> list[Tensor]:
+    flat = x.flatten(2)
+    if pool == "token":
+        return [flat[:, :, 0]]
+    flat = flat[:, :, 1:] if has_token else flat
+    return [flat.mean(2), flat.std(2, correction=0)] if pool == "mean_std" else [flat.mean(2)]
+
+
 def load_model(
     weights: str,
     *,
     dims: Literal[2, 3] = 2,
     in_channels: int = 1,
     classes: int = 2,
+    task: Task = "classification",
     head: Head | None = None,
+    prior: tuple[float, ...] | None = None,
     arch: str | None = None,
-    mean: Triple | None = None,
-    std: Triple | None = None,
+    mean: Triple | tuple[float] | None = None,
+    std: Triple | tuple[float] | None = None,
     until: str | None = None,
     allow_new: Sequence[str] = (),
     pool_from: Sequence[str] | None = None,
-    pool: Pool = "mean",
+    pool: Pool | None = None,
     depth: Depth = "centre",
+    flat_until: str | None = None,
     seed: int = 0,
 ) -> Model:
     """Load pretrained weights, take the top off, adapt the stem, and add a new head.
@@ -189,21 +215,35 @@ def load_model(
         ``imagenet/resnet50``, a name given at ``weights import``, ``random/resnet18``, or the path of a
         weights file, which needs ``arch``, ``mean`` and ``std`` beside it.
     dims : {2, 3}
-        3 inflates every layer (see ``depth``).
+        3 takes 2D weights into 3D (see ``depth``); 3D weights are taken as they are.
     in_channels, classes : int
         Channels of the prepared images, classes of the cohort.
+    task : {'classification', 'multilabel', 'ordinal', 'regression'}
+        One of several classes; any of several labels; classes in order; numbers. See :func:`heads.task_loss`.
     head : Head or None
         The new top; None is one linear layer.
+    prior : tuple of float or None
+        Frequency of each class in the training set, from which the head starts; see :func:`heads.start_from_prior`.
+    arch : str or None
+        Architecture of a weights file.
+    mean, std : tuple of float or None
+        Normalisation of a weights file's pretraining on values in [0, 1], one value or one a channel.
     until : str or None
         Last stage to keep, for example ``'layer3'``: earlier cuts are smaller, faster and less specific.
     allow_new : sequence of str
         Stages, or prefixes of tensors, that the file may lack; they start untrained.
     pool_from : sequence of str or None
         Stages whose pooled outputs are the features; None takes the last one.
-    pool : {'mean', 'mean_std'}
-        Average over all positions, or average and standard deviation.
-    depth : {'centre', 'mean'}
-        Where inflation puts a 2D kernel along the depth.
+    pool : {'mean', 'mean_std', 'token'} or None
+        Average over all positions, average and standard deviation, or a transformer's class token; None takes
+        the token where there is one, else the average.
+    depth : {'centre', 'mean', 'acs', 'slices', 'neighbours'}
+        How 2D weights see a volume. ``centre`` and ``mean`` inflate every kernel, ``acs`` looks in three planes
+        with the kernels as they are (:mod:`medtransfer.volume`). ``slices`` sends each slice through the 2D
+        network, ``neighbours`` each with the ones beside it as colours (2.5D); their features are averaged, or
+        weighed by the head's ``attention``. Both need far less memory in training.
+    flat_until : str or None
+        Last stage that stays flat under inflation (kernels 1 deep, no stride along the depth), for thick slices.
     seed : int
         Of everything that starts untrained.
 
@@ -222,20 +262,29 @@ def load_model(
     wanted = architecture(record.arch)
     if arch is not None and architecture(arch).name != record.arch:
         raise WeightsError(f"'{weights}' is a {record.arch}", got=f"arch: {arch}", fix="leave arch out")
-    kept = kept_stages(wanted, until)
+    kept = wanted.kept(until)
     pool_from = tuple(pool_from) if pool_from else (kept[-1],)
     if unknown := set(pool_from) - set(kept):
         raise WeightsError(f"there is no stage '{sorted(unknown)[0]}' to pool from", got=f"stages {', '.join(kept)}")
-    if dims == 3 and not wanted.inflatable:
-        raise WeightsError(f"{wanted.name} cannot be inflated to 3D", fix="choose another network, such as resnet18")
+    if pool == "token" and not wanted.has_token:
+        raise WeightsError(f"{wanted.name} has no class token", where="model.pool", fix="pool: mean")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = wanted.build()
-        receipt = Receipt(new=tuple(network.state_dict()))
-        if record.file is not None:
+        if record.file is None:
+            native: Native = (dims if dims in wanted.dims and depth not in ("slices", "neighbours") else 2, 0, 0)
+            native = (native[0], wanted.channels, 0)
+            network = skeleton(wanted, native)
+            receipt = Receipt(new=tuple(network.state_dict()))
+        else:
             tensors = read_tensors(record.file)
-            receipt = check(network, tensors, wanted, until=until, allow_new=tuple(allow_new), where=record.name)
-            network.load_state_dict(network.state_dict() | {k: tensors[k] for k in receipt.loaded})
+            network, native, receipt = load(
+                wanted,
+                tensors,
+                until=until,
+                allow_new=tuple(allow_new),
+                where=record.name,
+                foreign=record.name.startswith("file/"),
+            )
         description = Description(
             wanted.name,
             dims,
@@ -244,18 +293,24 @@ def load_model(
             head or Head(),
             until,
             pool_from,
-            pool,
+            pool or ("token" if wanted.has_token else "mean"),
             depth,
             record.mean,
             record.std,
             record.to_record(),
+            task=task,
+            flat_until=flat_until,
+            native=native,
         )
-        return _assemble(description, network, receipt)
+        model = _assemble(description, network, receipt)
+        if prior is not None:
+            start_from_prior(model.head, task, prior)
+        return model
 
 
 def rebuild(description: Description) -> Model:
     """The same network with untrained weights, ready to take a checkpoint's tensors."""
-    return _assemble(description, architecture(description.arch).build(), None)
+    return _assemble(description, skeleton(architecture(description.arch), description.native), None)
 
 
 def restart(description: Description, *, seed: int) -> Model:
@@ -266,33 +321,56 @@ def restart(description: Description, *, seed: int) -> Model:
 
 
 def _assemble(description: Description, network: nn.Module, receipt: Receipt | None) -> Model:
-    arch = architecture(description.arch)
-    changed = (
-        [(n, f"kernel inflated ({description.depth})") for n in inflate(network, description.depth)]
-        if (description.dims == 3)
-        else []
-    )
-    changed.append(fold_stem(network, description.mean, description.std, description.in_channels))
+    d, arch = description, architecture(description.arch)
+    changed = [(n, f"kernel inflated ({d.depth})") for n in _deepen(network, arch, d)]
+    colours = 3 if d.by_slice and d.depth == "neighbours" else 1
+    changed.append(fold_stem(network, arch, d.mean, d.std, d.in_channels * colours))
     if receipt is not None:
-        names = {n for n, _ in changed} & set(receipt.loaded)
-        reshaped = tuple(dict((n, how) for n, how in changed if n in names).items())
-        receipt = Receipt(tuple(n for n in receipt.loaded if n not in names), reshaped, receipt.new, receipt.unused)
-        description = Description(**{**description.__dict__, "receipt": receipt.to_record()})
-    stages = {
-        name: _stage(network, paths) for name, paths in arch.stages if name in kept_stages(arch, description.until)
-    }
+        names = {n for n, _ in changed} & {*receipt.loaded, *(n for n, _ in receipt.reshaped)}
+        reshaped = dict(receipt.reshaped) | {n: how for n, how in changed if n in names}
+        kept = tuple(n for n in receipt.loaded if n not in names)
+        receipt = Receipt(kept, tuple(reshaped.items()), receipt.new, receipt.unused, receipt.rules)
+        description = Description(**{**d.__dict__, "receipt": receipt.to_record()})
+    stages = {name: arch.stage(network, name) for name in arch.kept(d.until)}
     return Model(description, stages, _width(stages, arch, description))
 
 
-def _stage(network: nn.Module, paths: tuple[str, ...]) -> nn.Module:
-    return nn.Sequential(*(nn.ReLU() if p == "+relu" else network.get_submodule(p) for p in paths))
+def _deepen(network: nn.Module, arch: Architecture, d: Description) -> list[str]:
+    """Take 2D layers into 3D where the description asks for it."""
+    if d.dims == d.native[0]:
+        if d.flat_until is not None:
+            raise WeightsError(
+                "flat stages are made by inflation", where="model.flat_until", got="weights that are not inflated",
+                fix="leave flat_until out",
+            )  # fmt: skip
+        return []
+    if d.native[0] == 3:
+        raise WeightsError(
+            "these weights are of a 3D network", where="model.dims", got=f"dims: {d.dims}", fix="dims: 3"
+        )
+    if d.by_slice:
+        return []
+    if not arch.inflatable:
+        raise WeightsError(
+            f"{arch.name} cannot be inflated to 3D",
+            where="model.depth",
+            got=d.depth,
+            fix="depth: slices, or another network, such as resnet18",
+        )
+    flat: tuple[str, ...] = ()
+    if d.flat_until is not None:
+        arch.kept(d.flat_until)
+        flat = tuple(p for stage, paths in arch.stages if stage in arch.kept(d.flat_until) for p in paths)
+    return inflate(network, cast(Inflation, d.depth), flat=flat)
 
 
-def _width(stages: dict[str, nn.Module], arch: Architecture, description: Description) -> int:
+def _width(stages: dict[str, nn.Module], arch: Architecture, d: Description) -> int:
     """Features after pooling, found by sending one empty image through."""
-    x, width = torch.zeros(1, description.in_channels, *[arch.min_side] * description.dims), 0
+    colours = 3 if d.by_slice and d.depth == "neighbours" else 1
+    x = torch.zeros(1, d.in_channels * colours, *[arch.min_side] * (2 if d.by_slice else d.dims))
+    width = 0
     with torch.no_grad():
         for name, stage in stages.items():
             x = stage.eval()(x)
-            width += x.shape[1] * (name in description.pool_from)
-    return width * (2 if description.pool == "mean_std" else 1)
+            width += x.shape[1] * (name in d.pool_from)
+    return width * (2 if d.pool == "mean_std" else 1)

@@ -5,22 +5,23 @@ Nothing is unpickled: safetensors first, ``torch.load(weights_only=True)`` other
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import secrets
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medtransfer.cache import file_digest, write_atomically
+from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
 from medtransfer.pseudonym import data_folder
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["Weights", "download", "export", "header", "read_tensors", "refuse_offline", "register", "store_folder",
+           "stored", "stored_as", "verify"]  # fmt: skip
 
-_PREFIXES = ("module.", "model.", "backbone.", "encoder.")
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "teacher")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*$")
 
 
@@ -61,64 +62,6 @@ class Weights:
 def store_folder() -> Path:
     """The offline store: one folder a weights name, with the tensors and ``record.json``."""
     return data_folder() / "weights"
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by name, wrappers such as ``state_dict`` and common prefixes taken off.
-
-    Raises
-    ------
-    WeightsError
-        For a missing or damaged file, one that would run code, one that holds other things than
-        tensors, and tensors that are not finite.
-    """
-    import torch
-
-    if not path.is_file():
-        raise WeightsError(
-            "there is no such weights file", where=path.name, fix="give the path of a .safetensors or .pth file"
-        )
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            found: object = load_file(path)
-        except (SafetensorError, ValueError) as error:
-            raise WeightsError("the weights file is damaged", where=path.name, got=str(error)) from error
-    else:
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # the unpickler of damaged bytes fails in any way it likes
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise WeightsError(
-                "the weights file is damaged or holds more than tensors, which could run code",
-                where=path.name,
-                got=reason,
-                fix="save the state_dict alone, best as safetensors",
-            ) from error
-    tensors = _unwrapped(found, path.name)
-    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad:
-        raise WeightsError(
-            "tensors hold values that are not finite", where=path.name, got=f"{len(bad)}, first {bad[0]}"
-        )
-    return tensors
-
-
-def _unwrapped(found: object, where: str) -> dict[str, Tensor]:
-    import torch
-
-    for key in _WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise WeightsError("the file does not hold a state_dict", where=where, got=type(found).__name__)
-    tensors: dict[str, Tensor] = {str(k): v for k, v in found.items()}
-    for prefix in _PREFIXES:
-        if all(k.startswith(prefix) for k in tensors):
-            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    return tensors
 
 
 def register(weights: Weights) -> Weights:
@@ -186,3 +129,101 @@ def verify(weights: Weights) -> None:
             got="no file" if not weights.file.is_file() else f"sha256 {found[:16]}… instead of {weights.sha256[:16]}…",
             fix="import or fetch them again",
         )
+
+
+def export(weights: Weights, out: Path) -> str:
+    """Write weights and their record into one safetensors file, to be imported on another machine; its sha256.
+
+    Raises
+    ------
+    WeightsError
+        Where the weights have no file, or ``out`` exists or is no ``.safetensors``.
+    """
+    from safetensors.torch import save
+
+    if weights.file is None:
+        raise WeightsError("random weights need no export", got=weights.name, fix="name them on the other machine")
+    if out.suffix != ".safetensors" or out.exists():
+        raise WeightsError(
+            "the export goes into a new .safetensors file",
+            where=out.name,
+            got="a file" if out.exists() else f"'{out.suffix}'",
+            fix=f"for example {weights.arch}.safetensors",
+        )
+    tensors = {k: v.contiguous() for k, v in read_tensors(weights.file).items()}
+    record = json.dumps(weights.to_record(), sort_keys=True)
+    write_atomically(out, save(tensors, metadata={"medtransfer_weights": record}))
+    return file_digest(out)
+
+
+def header(file: Path) -> dict[str, object]:
+    """The record that :func:`export` wrote into a file; empty for files of other origin."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix != ".safetensors" or not file.is_file():
+        return {}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get("medtransfer_weights")
+        found = json.loads(text) if text else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            "the weights file is damaged", where=file.name, got=type(error).__name__, fix="carry it over again"
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def refuse_offline(name: str, filename: str, digest: str, place: str) -> None:
+    """Refuse a download where a switch says that there is no network.
+
+    Raises
+    ------
+    WeightsError
+        Where ``MEDTRANSFER_OFFLINE``, ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` is set.
+    """
+    for switch in ("MEDTRANSFER_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(switch, "").lower() in ("1", "true", "yes", "on"):
+            raise WeightsError(
+                f"{name} is not downloaded: {switch} is set",
+                got=f"no file {filename} here",
+                fix=f"put {filename}{f' (sha256 beginning {digest})' if digest else ''} into {place}",
+            )
+
+
+def download(address: str, file: Path, digest: str, place: str, *, timeout: float = 10) -> None:
+    """Download a published file, whole and with the right hash or not at all.
+
+    Parameters
+    ----------
+    digest : str
+        First digits of its sha256.
+    place : str
+        Where a file fetched by hand would go, in words.
+    timeout : float
+        Seconds without an answer after which it is given up.
+
+    Raises
+    ------
+    WeightsError
+        Where there is no network, or the file is another one.
+    """
+    from urllib.request import urlopen
+
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with urlopen(address, timeout=timeout) as source, open(draft, "wb") as target:  # noqa: S310 published, hashed
+            shutil.copyfileobj(source, target, 1 << 20)
+        if not (found := file_digest(draft)).startswith(digest):
+            raise WeightsError("the download is not the published file", where=file.name, got=f"sha256 {found[:16]}…")
+        os.replace(draft, file)
+    except OSError as error:
+        raise WeightsError(
+            "the download failed",
+            where=file.name,
+            got=type(error).__name__,
+            fix=f"fetch {file.name} (sha256 beginning {digest}) on a connected machine and put it into {place}",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink()

@@ -1,0 +1,181 @@
+"""From a name to weights at hand: the offline store, torchvision's and timm's caches, a file, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medtransfer.backbones import ARCHITECTURES, Architecture, architecture, shapes_of
+from medtransfer.cache import file_digest
+from medtransfer.errors import WeightsError
+from medtransfer.weights import Weights, download, refuse_offline, stored, stored_as
+
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar"}
+
+
+def _published(arch: Architecture) -> tuple[str, str]:
+    """File name and address of torchvision's weights; the name ends in the first digits of their sha256."""
+    from torchvision import models
+
+    if arch.source != "torchvision, ImageNet-1k":
+        raise WeightsError(
+            f"there are no ImageNet weights of {arch.name}",
+            got=f"its weights: {arch.source}",
+            fix="register a file of your own with 'medtransfer weights import'",
+        )
+    address = str(models.get_model_weights(arch.name).DEFAULT.url)
+    return address.rsplit("/", 1)[-1], address
+
+
+def _hub_folder() -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"  # follows TORCH_HOME
+
+
+def imagenet_file(arch: str, *, fetch: bool = False) -> Weights:
+    """torchvision's ImageNet weights of an architecture: from its cache, or downloaded if ``fetch``.
+
+    Raises
+    ------
+    WeightsError
+        Where the file is not there and no download was asked for, or none is possible; it says the
+        file's name, hash and place.
+    """
+    from torchvision import models
+
+    filename, address = _published(architecture(arch))
+    file = _hub_folder() / filename
+    prefix = filename.rsplit("-", 1)[-1].split(".")[0]
+    place = "the folder hub/checkpoints of $TORCH_HOME (by default torch in this user's cache folder)"
+    if not file.is_file() and fetch:
+        refuse_offline(f"imagenet/{arch}", filename, prefix, place)
+        download(address, file, prefix, place)
+    if not file.is_file():
+        raise WeightsError(
+            f"the ImageNet weights of {arch} are not on this machine",
+            got=f"no file {filename}",
+            fix=f"run 'medtransfer weights fetch imagenet/{arch}' on a connected machine and copy {filename} (its "
+            f"sha256 begins with {prefix}) into {place}, or carry it over with 'weights export' and 'weights import'",
+        )
+    digest = file_digest(file)
+    if not digest.startswith(prefix):
+        raise WeightsError(
+            "the file is not the published one",
+            where=filename,
+            got=f"sha256 {digest[:16]}… instead of {prefix}…",
+            fix=f"remove it and run 'medtransfer weights fetch imagenet/{arch}' again",
+        )
+    entry = models.get_model_weights(arch).DEFAULT
+    transform = entry.transforms()
+    mean, std = tuple(transform.mean), tuple(transform.std)
+    if arch == "inception_v3":  # torchvision's network turns its usual normalisation into this one itself
+        mean = std = (0.5, 0.5, 0.5)
+    return Weights(
+        f"imagenet/{arch}", arch, mean, std, file, digest, "BSD-3-Clause (torchvision)",
+        f"torchvision {entry}, ImageNet-1k",
+    )  # fmt: skip
+
+
+def find(
+    name: str, *, arch: str | None = None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Weights:
+    """The record behind a name of the store, ``random/<architecture>``, or the path of a weights file.
+
+    Parameters
+    ----------
+    name : str
+        ``imagenet/resnet50``, ``timm/resnet50.a1_in1k``, ``random/resnet18``, a name given at import, or a path
+        that ends in ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.tar``; a path needs ``arch``,
+        ``mean`` and ``std``.
+
+    Raises
+    ------
+    WeightsError
+        Where nothing of that name is at hand; it says what is, and how to get the rest.
+    """
+    if Path(name).suffix in _SUFFIXES:
+        if arch is None or mean is None or std is None:
+            raise WeightsError(
+                "weights given by their path need arch, mean and std beside it",
+                where=Path(name).name,
+                fix="for example arch: resnet18, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]",
+            )
+        file = Path(name)
+        if not file.is_file():
+            raise WeightsError("there is no such weights file", where=file.name, fix="correct model.weights")
+        return Weights(f"file/{file.stem}", architecture(arch).name, mean, std, file, file_digest(file))
+    source, _, wanted = name.partition("/")
+    if source == "random":
+        found = architecture(wanted)
+        channels = found.channels
+        return Weights(name, found.name, (0.5,) * channels, (0.25,) * channels, origin="random initialisation")
+    if (weights := stored_as(name)) is not None:
+        return weights
+    if source == "imagenet":
+        return imagenet_file(architecture(wanted).name)
+    if source == "timm":
+        from medtransfer.backbones.hub import timm_weights
+
+        return timm_weights(name)
+    known = [w.name for w in stored()]
+    raise WeightsError(
+        f"there are no weights '{name}'",
+        got=f"{', '.join(known) if known else 'nothing imported'}",
+        fix="register a local file with 'medtransfer weights import', or start untrained with 'random/<architecture>'",
+    )
+
+
+def fetch(name: str) -> str:
+    """Download ``imagenet/<architecture>`` or ``timm/<model>`` into its publisher's own cache; its sha256."""
+    source, _, arch = name.partition("/")
+    if source == "imagenet":
+        return imagenet_file(architecture(arch).name, fetch=True).sha256
+    if source == "timm":
+        from medtransfer.backbones.hub import timm_weights
+
+        return timm_weights(name, fetch=True).sha256
+    raise WeightsError(
+        "only imagenet/<architecture> and timm/<model> can be fetched", got=f"'{name}'", fix="imagenet/resnet50"
+    )
+
+
+def overview() -> list[dict[str, str]]:
+    """Every architecture and every imported record.
+
+    Each row has ``name``, ``arch``, ``dims``, ``parameters`` (millions, without the top), ``side`` (native
+    resolution in pixels), ``mean`` and ``std`` (of the pretraining), ``source``, ``licence`` and ``status``.
+    """
+    from torchvision import models
+
+    folder = _hub_folder()
+    rows = []
+    for arch in ARCHITECTURES.values():
+        row = {"name": f"random/{arch.name}", "arch": arch.name, "dims": "2D, 3D" if arch.dims == (2, 3) else "2D"}
+        if arch.dims == (2,) and arch.inflatable:
+            row["dims"] = "2D, 3D by inflation"
+        count = sum(_size(shape) for shape in shapes_of(arch.name).values())
+        row |= {"parameters": f"{count / 1e6:.1f}", "side": "any", "mean": "", "std": ""}
+        row |= {"source": arch.source, "licence": arch.licence, "status": "own file needed"}
+        if arch.source == "torchvision, ImageNet-1k":
+            transform = models.get_model_weights(arch.name).DEFAULT.transforms()
+            row |= {"name": f"imagenet/{arch.name}", "side": str(transform.crop_size[0])}
+            row |= {"mean": _numbers(transform.mean), "std": _numbers(transform.std)}
+            row["status"] = "on this machine" if (folder / _published(arch)[0]).is_file() else "to be fetched"
+        rows.append(row)
+    for w in stored():
+        row = {"name": w.name, "arch": w.arch, "dims": "", "parameters": "", "side": "any", "mean": _numbers(w.mean)}
+        row |= {"std": _numbers(w.std), "source": w.origin, "licence": w.licence}
+        rows.append(row | {"status": f"imported, sha256 {w.sha256[:12]}"})
+    return rows
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count
+
+
+def _numbers(values: object) -> str:
+    assert isinstance(values, tuple | list)
+    return " ".join(f"{v:g}" for v in values)
