@@ -158,15 +158,19 @@ def answer(arch: Architecture, network: nn.Module, x: Tensor) -> Tensor:
                 value = caught.value
             finally:
                 handle.remove()
-    if value.ndim == 2:
-        return value
-    return value[:, :, 0] if arch.has_token else value.flatten(2).mean(2)
+    assert isinstance(value, Tensor)
+    return value if value.ndim == 2 else _reduced(arch, value)
 
 
 def _run(arch: Architecture, network: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         for stage, _ in arch.stages:
             x = arch.stage(network, stage)(x)
+    return _reduced(arch, x)
+
+
+def _reduced(arch: Architecture, x: Tensor) -> Tensor:
+    """The class token, or the average over all positions."""
     return x[:, :, 0] if arch.has_token else x.flatten(2).mean(2)
 
 

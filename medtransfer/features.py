@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,8 @@ def frozen_features(
     prepared.load(indices)
     model = model.to(device).eval()
     indices = list(indices)
-    parts, compute = [], model.features
+    parts: list[NDArray[np.float32]] = []
+    compute: Callable[[torch.Tensor], torch.Tensor] = model.features
     bar = tqdm(total=len(indices), desc="features", unit="case", disable=None if progress else True)
     with torch.inference_mode(), bar:
         for start in range(0, len(indices), batch_size):

@@ -42,7 +42,7 @@ class AttentionPool(nn.Module):
         absent = items.isnan().any(2)
         x = items.masked_fill(absent[..., None], 0.0)
         scores = self.score(torch.tanh(self.content(x)) * torch.sigmoid(self.gate(x))).squeeze(2)
-        return scores.masked_fill(absent, -torch.inf).softmax(1)
+        return torch.softmax(scores.masked_fill(absent, -torch.inf), 1)
 
     def forward(self, items: Tensor) -> Tensor:
         if items.ndim != 3:

@@ -184,7 +184,7 @@ def _conv3d(module: nn.Conv2d, how: Inflation, flat: bool) -> nn.Conv3d:
     twin = kind(
         module.in_channels,
         module.out_channels,
-        (depth, *module.kernel_size),
+        (depth, module.kernel_size[0], module.kernel_size[-1]),
         _three(module.stride, 1 if flat else None),
         _three(module.padding, 0 if flat else None),
         _three(module.dilation, 1 if flat else None),

@@ -96,7 +96,8 @@ def _natural(channels: int, side: int) -> Tensor:
     noise = torch.randn(4, channels, side, side, generator=generator)
     image = torch.fft.ifft2(torch.fft.fft2(noise) / distance).real
     image = image.mean(1, keepdim=True) + 0.3 * image
-    return image / image.std((2, 3), keepdim=True)
+    found: Tensor = image / image.std((2, 3), keepdim=True)
+    return found
 
 
 def _likeness(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> float:

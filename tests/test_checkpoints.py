@@ -110,7 +110,9 @@ def test_folded_normalisation_is_restored_exactly(resnet, tmp_path):
     for conv in [k for k, m in modules.items() if isinstance(m, torch.nn.Conv2d)]:
         norm = conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
         n = modules[norm]
-        weight, bias = fuse_conv_bn_weights(modules[conv].weight, None, n.running_mean, n.running_var, n.eps, n.weight, n.bias)
+        weight, bias = fuse_conv_bn_weights(
+            modules[conv].weight, None, n.running_mean, n.running_var, n.eps, n.weight, n.bias
+        )
         folded |= {f"{conv}.weight": weight.data, f"{conv}.bias": bias.data}
     torch.save(folded, tmp_path / "w.pth")
     again, _, receipt = load(ARCHITECTURES["resnet18"], read_tensors(tmp_path / "w.pth"))
@@ -141,12 +143,18 @@ BAD = {
     "a deeper relative": (lambda t: tensors_of("resnet34"), "fit nowhere"),
     "a wider relative": (lambda t: tensors_of("wide_resnet50_2"), "another shape|fit nowhere"),
     "another kernel": (lambda t: t | {"layer1.0.conv1.weight": torch.ones(64, 64, 5, 5)}, "another shape"),
-    "a transposed kernel": (lambda t: t | {"layer2.0.conv1.weight": t["layer2.0.conv1.weight"].transpose(0, 1)}, "shape"),
+    "a transposed kernel": (
+        lambda t: t | {"layer2.0.conv1.weight": t["layer2.0.conv1.weight"].transpose(0, 1)},
+        "shape",
+    ),
     "NaN": (lambda t: t | {"layer1.0.bn1.weight": torch.full((64,), torch.nan)}, "not finite"),
     "infinity": (lambda t: t | {"conv1.weight": t["conv1.weight"] / 0}, "not finite"),
     "a tensor too many": (lambda t: t | {"layer9.weight": torch.ones(3)}, "fit nowhere"),
     "renamed keys": (lambda t: {k.replace("layer3", "stage3"): v for k, v in t.items()}, "fit nowhere"),
-    "shuffled keys": (lambda t: dict(zip(t, list(t.values())[1:] + list(t.values())[:1], strict=True)), "another shape"),
+    "shuffled keys": (
+        lambda t: dict(zip(t, list(t.values())[1:] + list(t.values())[:1], strict=True)),
+        "another shape",
+    ),
     "no normalisation": (lambda t: {k: v for k, v in t.items() if "bn" not in k}, "lack tensors"),
     "a missing stage": (lambda t: {k: v for k, v in t.items() if "layer4" not in k}, "until: layer3"),
     "missing kernels": (lambda t: {k: v for k, v in t.items() if "conv2" not in k}, "lack tensors"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from medtransfer.adapt import check, import_file, load
+from medtransfer.adapt import check, import_file
 from medtransfer.backbones import ARCHITECTURES, architecture, recognise
 from medtransfer.backbones.sources import find
 from medtransfer.certify import certify, fill
@@ -17,7 +17,7 @@ from medtransfer.errors import WeightsError
 from medtransfer.model import Description, Head, load_model, rebuild
 from medtransfer.stem import FoldedStem
 from medtransfer.volume import ACSConv3d, inflate
-from medtransfer.weights import export, header, read_tensors, stored, verify
+from medtransfer.weights import export, header, stored, verify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 QUICK = ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "efficientnet_b0", "vit_ti_16"]
@@ -124,7 +124,8 @@ def test_the_folded_stem_is_exact_in_float64_borders_included(channels):
 @pytest.mark.parametrize("flat", [(), ("conv1", "maxpool", "layer1")])
 def test_inflation_keeps_the_2d_answer_on_a_stack_that_is_constant_in_depth(how, flat):
     network = original("resnet18").double()
-    stages = lambda: nn.Sequential(*(network.get_submodule(p) for _, paths in ARCHITECTURES["resnet18"].stages for p in paths))  # noqa: E731
+    paths = [p for _, members in ARCHITECTURES["resnet18"].stages for p in members]
+    stages = lambda: nn.Sequential(*(network.get_submodule(p) for p in paths))  # noqa: E731
     x = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     with torch.no_grad():
         wanted = stages()(x)
@@ -255,7 +256,9 @@ def test_pooling_by_hand():
     with torch.no_grad():
         a = model.stages["stem"](x)
         b = model.stages["layer2"](model.stages["layer1"](a))
-        wanted = torch.cat([f(m.flatten(2)) for m in (a, b) for f in (lambda t: t.mean(2), lambda t: t.std(2, correction=0))], 1)
+        wanted = torch.cat(
+            [f(m.flatten(2)) for m in (a, b) for f in (lambda t: t.mean(2), lambda t: t.std(2, correction=0))], 1
+        )
         assert torch.allclose(model.features(x), wanted, atol=1e-6)
 
 
@@ -307,7 +310,7 @@ def test_exported_weights_bring_their_record_to_the_other_machine(tmp_path, monk
     assert (there.name, there.mean, there.std, there.licence) == ("hospital/small", MEAN, STD, "CC0")
     assert there.sha256 == digest
     assert not receipt.new
-    with pytest.raises(WeightsError, match="new .safetensors"):
+    with pytest.raises(WeightsError, match=r"new \.safetensors"):
         export(there, tmp_path / "out.safetensors")
     with pytest.raises(WeightsError, match="normalisation"):
         import_file(tmp_path / "w.safetensors")

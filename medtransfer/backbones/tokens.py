@@ -36,7 +36,7 @@ class Tokens(nn.Module):
         if tuple(grid) != (side,) * len(grid):
             mode = "bicubic" if len(grid) == 2 else "trilinear"
             places = F.interpolate(
-                places.unflatten(2, (side,) * len(grid)), size=grid, mode=mode, align_corners=True
+                places.reshape(1, -1, *(side,) * len(grid)), size=grid, mode=mode, align_corners=True
             ).flatten(2)
         token = self.token + first if own else self.token
         return torch.cat([token.transpose(1, 2).expand(len(x), -1, -1), x.flatten(2) + places], 2)
@@ -100,7 +100,7 @@ class SegEncoder(nn.Module):
         self.convInit, self.down_layers = whole.convInit, whole.down_layers
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.convInit(x)
+        x = self.convInit(x)  # type: ignore[operator]
         for layer in self.down_layers:  # type: ignore[union-attr]
             x = layer(x)
         return x

@@ -27,7 +27,8 @@ BACKBONES = {
         "pool_from": ("block1", "block2", "block3", "block4"),
     },
     "ResNet-18 to layer3": {
-        "weights": SHARED / "imagenet_resnet18_partial" / "resnet18_imagenet1k_v1_stem_to_layer3_torchvision.safetensors",
+        "weights": SHARED / "imagenet_resnet18_partial"
+        / "resnet18_imagenet1k_v1_stem_to_layer3_torchvision.safetensors",
         "arch": "resnet18", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "until": "layer3",
         "pool_from": ("stem", "layer1", "layer2", "layer3"),
     },
