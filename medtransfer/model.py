@@ -275,7 +275,7 @@ def _assemble(description: Description, network: nn.Module, receipt: Receipt | N
     changed.append(fold_stem(network, description.mean, description.std, description.in_channels))
     if receipt is not None:
         names = {n for n, _ in changed} & set(receipt.loaded)
-        reshaped = tuple(dict((n, how) for n, how in changed if n in names).items())
+        reshaped = tuple({n: how for n, how in changed if n in names}.items())
         receipt = Receipt(tuple(n for n in receipt.loaded if n not in names), reshaped, receipt.new, receipt.unused)
         description = Description(**{**description.__dict__, "receipt": receipt.to_record()})
     stages = {
