@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer import _rows
-from medtransfer._case import Case, FlowStep, patient_key
+from medtransfer._case import Case, FlowStep
 from medtransfer._labels import read_labels, say_lines
 from medtransfer._medmnist import load_npz
 from medtransfer._table1 import SplitLike, table1, table1_html
 from medtransfer.errors import CohortError
+from medtransfer.pseudonym import patient_key
 from medtransfer.table import read_table
 
 if TYPE_CHECKING:

@@ -154,7 +154,7 @@ def gate(evaluation: Evaluation, at_least: float | None) -> None:
     GateError
         Where it is lower or not defined.
     """
-    value = evaluation.estimates["auroc"].value
+    value = evaluation.estimates[evaluation.primary].value
     if at_least is not None and (value is None or value < at_least):
         got = "not defined" if value is None else f"{value:.3f}"
         raise GateError("the AUROC does not reach the gate", where=f"at least {at_least:g}", got=got)

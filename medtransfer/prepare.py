@@ -120,9 +120,9 @@ class Prepare(BaseModel):
             array = np.dot(array, np.array([0.299, 0.587, 0.114], np.float32))[..., None]
         elif not image.rgb:
             array = array[..., None]
-        empty: NDArray[np.bool_] = ~np.isfinite(array).all(axis=-1)
+        empty: NDArray[np.bool_] = np.logical_not(np.isfinite(array).all(axis=-1))
         if padding is not None:
-            empty |= padding
+            np.logical_or(empty, padding, out=empty)
         lows_highs = self._ranges(image, array, empty, where)
         if empty.any():
             array = array.copy()

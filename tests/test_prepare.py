@@ -127,7 +127,14 @@ def test_what_cannot_be_prepared_says_so(settings, image, word):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"window_hu": "lungs"}, {"window_hu": (5, 1)}, {"size": 0}, {"spacing_mm": (1, 1, 1)}, {"siz": 3}, {"spacing_mm": (0, 1)}],
+    [
+        {"window_hu": "lungs"},
+        {"window_hu": (5, 1)},
+        {"size": 0},
+        {"spacing_mm": (1, 1, 1)},
+        {"siz": 3},
+        {"spacing_mm": (0, 1)},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):

@@ -1,7 +1,11 @@
-"""Archives as folders: a .zip or .tar of scans is unpacked once, and nothing leaves the target folder."""
+"""Archives as folders: a .zip or .tar of scans is unpacked once, and nothing leaves the target folder.
+
+The unpacked files hold identifiers: they lie in a private folder that goes when the program ends.
+"""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import lzma
 import os
@@ -10,10 +14,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from functools import cache
 from pathlib import Path
 
 from medtransfer.errors import ReadError
-from medtransfer.pseudonym import cache_folder
 
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -24,7 +28,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(path: Path, *, limit_bytes: int = 100 * 2**30, ratio: int = 200) -> Path:
-    """Unpack an archive into the cache and return the folder; a second call finds it there.
+    """Unpack an archive and return the folder; a second call of the same program finds it there.
 
     Parameters
     ----------
@@ -42,10 +46,9 @@ def unpack(path: Path, *, limit_bytes: int = 100 * 2**30, ratio: int = 200) -> P
     """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    target = cache_folder() / "unpacked" / digest[:32]
+    target = _private_folder() / digest[:32]
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=target.parent))
     most = min(limit_bytes, max(path.stat().st_size * ratio, 2**20))
     try:
@@ -64,6 +67,13 @@ def unpack(path: Path, *, limit_bytes: int = 100 * 2**30, ratio: int = 200) -> P
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+@cache
+def _private_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="medtransfer-"))  # readable by this user alone
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _extract(archive: zipfile.ZipFile | tarfile.TarFile, draft: Path, most: int, name: str) -> None:
