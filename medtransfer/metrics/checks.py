@@ -137,8 +137,8 @@ def control_checks(controls: list[Control]) -> list[Check]:
                 Check(
                     "Shortcut",
                     "serious",
-                    f"{said}. What does not see the anatomy does as well: either the label leaks through it, or grey values "
-                    "alone are the sign looked for. Find out which before trusting the model.",
+                    f"{said}. What does not see the anatomy does as well: either the label leaks through "
+                    "it, or grey values alone are the sign looked for. Find out which before trusting the model.",
                 )
             )
         elif c.image_free and (c.value.low or 0) > 0.5:
