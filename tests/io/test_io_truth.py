@@ -183,4 +183,5 @@ def test_the_walk_gives_the_same_tags_as_pydicom(tmp_path):
         )  # fmt: skip
         same, walked = same + 1, walked + fast.walked
     assert same > 100
-    assert walked > 0.8 * same  # the rest are test files made to be odd
+    # pydicom's own files are made to be odd; among scanners' files the walk must be the rule
+    assert walked > (0.8 if TRUTH.is_dir() else 0.4) * same
