@@ -114,7 +114,11 @@ def _find_pixels(path: str, syntax: str, found: Any) -> tuple[int, int, int]:
         whole = dataset(path, pixels=True)
         for tag in PIXELS:
             if tag in whole:
-                return tag, -1, len(whole.get_item(tag).value or b"")
+                try:
+                    return tag, -1, len(whole.get_item(tag).value or b"")
+                except Exception:  # a damaged value representation fails in many ways inside pydicom
+                    got = f"tag {tag >> 16:04X},{tag & 0xFFFF:04X}"
+                    raise ReadError("the pixel element is damaged", where=os.path.basename(path), got=got) from None
         return 0, -1, 0
     with open(path, "rb") as stream:
         try:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medtransfer.errors import MedTransferError
+from medtransfer.io import read
 from medtransfer.io.scan import scan
 
 EDITS = st.lists(
@@ -103,8 +104,27 @@ def test_damaged_files(tmp_path, sources, data, edits):
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10_000,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data(), edits=EDITS)
 def test_ten_thousand_damaged_files(tmp_path, sources, data, edits):
     ending, whole = sources[data.draw(st.integers(0, len(sources) - 1))]
     attempt(tmp_path, ending, damage(whole, edits))
+
+
+def test_a_damaged_value_representation_of_big_endian_pixels(tmp_path):
+    from pydicom.uid import ExplicitVRBigEndian
+
+    whole = instance(np.arange(6, dtype=np.uint16).reshape(2, 3))
+    whole.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    path = tmp_path / "a.dcm"
+    whole.save_as(path, little_endian=False, implicit_vr=False, enforce_file_format=True)
+    raw = path.read_bytes()
+    assert raw.count(b"\x7f\xe0\x00\x10OW") == 1
+    path.write_bytes(raw.replace(b"\x7f\xe0\x00\x10OW", b"\x7f\xe0\x00\x10O\0"))
+    with pytest.raises(MedTransferError):
+        read(path)
