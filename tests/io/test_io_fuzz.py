@@ -117,14 +117,10 @@ def test_ten_thousand_damaged_files(tmp_path, sources, data, edits):
 
 
 def test_a_damaged_value_representation_of_big_endian_pixels(tmp_path):
-    from pydicom.uid import ExplicitVRBigEndian
+    from pydicom.data import get_testdata_file
 
-    whole = instance(np.arange(6, dtype=np.uint16).reshape(2, 3))
-    whole.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
-    path = tmp_path / "a.dcm"
-    whole.save_as(path, little_endian=False, implicit_vr=False, enforce_file_format=True)
-    raw = path.read_bytes()
+    raw = Path(get_testdata_file("MR_small_bigendian.dcm")).read_bytes()
     assert raw.count(b"\x7f\xe0\x00\x10OW") == 1
-    path.write_bytes(raw.replace(b"\x7f\xe0\x00\x10OW", b"\x7f\xe0\x00\x10O\0"))
+    (tmp_path / "a.dcm").write_bytes(raw.replace(b"\x7f\xe0\x00\x10OW", b"\x7f\xe0\x00\x10O\0"))
     with pytest.raises(MedTransferError):
-        read(path)
+        read(tmp_path / "a.dcm")
