@@ -139,3 +139,24 @@ def test_what_cannot_be_prepared_says_so(settings, image, word):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         Prepare(**wrong)
+
+
+@given(n=st.integers(1, 12), m=st.integers(1, 12))
+def test_voxels_of_the_right_spacing_are_taken_as_they_are(n, m):
+    line = np.arange(n, dtype=np.float32)
+    image = Image(np.stack([line] * 2, axis=1), Geometry(spacing_mm=(1.0, 1.0)))
+    result = Prepare(size=(m, 2), spacing_mm=(1, 1), scale=(0, 100))(image)[0, :, 0] * 100
+    start = n // 2 - m // 2
+    assert np.allclose(result, [line[min(max(start + i, 0), n - 1)] for i in range(m)], atol=1e-4)
+
+
+def test_only_what_is_needed_is_touched_with_the_same_result():
+    x = RNG.normal(0, 300, (40, 50, 60)).astype(np.float32)
+    affine = np.diag([0.9, 1.3, 2.5, 1.0])
+    small = Prepare(size=(12, 10, 6), spacing_mm=(1.5, 1.5, 3.0), window_hu=(-200, 200))(
+        volume(x, affine, modality="CT")
+    )
+    large = Prepare(size=(24, 22, 20), spacing_mm=(1.5, 1.5, 3.0), window_hu=(-200, 200))(
+        volume(x, affine, modality="CT")
+    )
+    assert np.allclose(small, large[:, 7:13, 6:16, 6:18], atol=1e-5)
