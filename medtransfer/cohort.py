@@ -236,6 +236,7 @@ class Cohort:
         part: str | None = None,
         modality: str | None = None,
         description: str | None = None,
+        plane: Literal["axial", "coronal", "sagittal"] | None = None,
         choose: Literal["only", "all", "most_slices", "thinnest"] = "only",
         covariates: Sequence[str] = (),
         sheet: str | int = 0,
@@ -266,6 +267,8 @@ class Cohort:
             Keep series of this modality only, e.g. ``'CT'``.
         description : str or None
             Keep series whose Series Description holds this pattern (regular expression, any case).
+        plane : {'axial', 'coronal', 'sagittal'} or None
+            Keep volumes whose slices were acquired in this plane.
         choose : {'only', 'all', 'most_slices', 'thinnest'}
             What to do where several series fit one row: refuse, make a case of each series (of each image,
             where they are images), or take the one with most slices, or with the thinnest.
@@ -285,8 +288,8 @@ class Cohort:
 
         return join_dicom(
             dicom, labels=labels, on=on, column=column, label=label, classes=classes, patient=patient,
-            part=part, modality=modality, description=description, choose=choose, covariates=covariates,
-            sheet=sheet, scan_store=scan_store, progress=progress,
+            part=part, modality=modality, description=description, plane=plane, choose=choose,
+            covariates=covariates, sheet=sheet, scan_store=scan_store, progress=progress,
         )  # fmt: skip
 
     @classmethod

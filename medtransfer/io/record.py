@@ -22,6 +22,8 @@ SAFE_TAGS = (
     "ViewPosition", "BodyPartExamined", "ImageLaterality", "ImageType", "PhotometricInterpretation",
 )  # fmt: skip
 
+_PLANES = ("sagittal", "coronal", "axial")  # by the array axis that the slices follow
+
 
 @dataclass(frozen=True)
 class SeriesRecord:
@@ -56,6 +58,8 @@ class SeriesRecord:
         Number among the images that the same files make.
     instance : str
         Pseudonym of the SOP Instance UID where the record is of one file: tells images of one series apart.
+    plane : str
+        ``'sagittal'``, ``'coronal'`` or ``'axial'``: how a DICOM volume's slices were acquired; ``''`` otherwise.
     """
 
     kind: Literal["volume", "image"]
@@ -74,7 +78,13 @@ class SeriesRecord:
     files: tuple[Path, ...] = field(default=(), repr=False)
     part: int = 0
     instance: str = ""
+    plane: str = ""
     _group: Group | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def slice_axis(self) -> int:
+        """Array axis along which a volume's slices follow each other."""
+        return _PLANES.index(self.plane) if self.plane else 2
 
     @property
     def ok(self) -> bool:
@@ -130,6 +140,7 @@ class SeriesRecord:
             "shape": list(self.shape),
             "spacing_mm": [round(v, 4) for v in self.spacing_mm] if self.spacing_mm else None,
             "orientation": self.orientation,
+            "plane": self.plane,
             "n_files": self.n_files,
             "patient": self.patient,
             "study": self.study,
@@ -157,6 +168,13 @@ def unreadable(path: Path, error: OSError) -> ReadError:
 def dicom_records(headers: list[Header], *, keep: bool = False) -> list[SeriesRecord]:
     """Records of the files of one series; ``keep`` leaves the headers with them for reading."""
     return [_record(group, keep) for group in groups(headers)]
+
+
+def _plane(group: Group) -> str:
+    if group.layout is None or group.layout.affine is None:
+        return ""
+    across = [abs(float(v)) for v in group.layout.affine[:3, 2]]
+    return _PLANES[across.index(max(across))]
 
 
 def _record(group: Group, keep: bool) -> SeriesRecord:
@@ -189,4 +207,5 @@ def _record(group: Group, keep: bool) -> SeriesRecord:
         part=group.part,
         _group=group if keep else None,
         instance=_instance(first) if len(group.headers) == 1 else "",
+        plane=_plane(group),
     )

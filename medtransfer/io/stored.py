@@ -19,7 +19,7 @@ from medtransfer.pseudonym import pseudonym
 if TYPE_CHECKING:
     from medtransfer.io.scan import Scan
 
-VERSION = 1
+VERSION = 2
 
 
 def stamp(files: list[str]) -> str:
