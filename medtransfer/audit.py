@@ -170,7 +170,8 @@ def audit(
         reasons = Counter(unreadable.values()).most_common(3)
         found.add(
             "unreadable", unreadable, len(unreadable),
-            f"{len(unreadable)} images cannot be read: " + "; ".join(f"{n} {reason}" for reason, n in reasons),
+            f"{len(unreadable)} images cannot be read: " + "; ".join(f"{n} {reason}" for reason, n in reasons)
+            + f"; first {cohort.cases[min(unreadable)].alias}, number {min(unreadable) + 1} of the cohort",
         )  # fmt: skip
     _pictures(found, looks)
     order = list(FINDINGS)

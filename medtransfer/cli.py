@@ -79,7 +79,9 @@ def main() -> None:
 
 
 def _command() -> str:
-    return " ".join(["medtransfer", *(shlex.quote(a) for a in sys.argv[1:])])
+    """The command as the report shows it: of paths only the last part, since folders may be named after patients."""
+    shown = [a.split("=", 1)[0] + "=..." if "=" in a and "/" in a else Path(a).name or a for a in sys.argv[1:]]
+    return " ".join(["medtransfer", *(shlex.quote(a) for a in shown)])
 
 
 def _print_result(result: Any, as_json: bool) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer import _rows
-from medtransfer._case import Case, FlowStep, patient_key
+from medtransfer._case import Case, FlowStep
 from medtransfer._labels import read_labels, say_lines
 from medtransfer._medmnist import load_npz
 from medtransfer._table1 import SplitLike, table1, table1_html
 from medtransfer.errors import CohortError
+from medtransfer.pseudonym import patient_key
 from medtransfer.table import read_table
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class Cohort:
         part: str | None = None,
         modality: str | None = None,
         description: str | None = None,
+        plane: Literal["axial", "coronal", "sagittal"] | None = None,
         choose: Literal["only", "all", "most_slices", "thinnest"] = "only",
         covariates: Sequence[str] = (),
         sheet: str | int = 0,
@@ -265,6 +267,8 @@ class Cohort:
             Keep series of this modality only, e.g. ``'CT'``.
         description : str or None
             Keep series whose Series Description holds this pattern (regular expression, any case).
+        plane : {'axial', 'coronal', 'sagittal'} or None
+            Keep volumes whose slices were acquired in this plane.
         choose : {'only', 'all', 'most_slices', 'thinnest'}
             What to do where several series fit one row: refuse, make a case of each series (of each image,
             where they are images), or take the one with most slices, or with the thinnest.
@@ -284,8 +288,8 @@ class Cohort:
 
         return join_dicom(
             dicom, labels=labels, on=on, column=column, label=label, classes=classes, patient=patient,
-            part=part, modality=modality, description=description, choose=choose, covariates=covariates,
-            sheet=sheet, scan_store=scan_store, progress=progress,
+            part=part, modality=modality, description=description, plane=plane, choose=choose,
+            covariates=covariates, sheet=sheet, scan_store=scan_store, progress=progress,
         )  # fmt: skip
 
     @classmethod

@@ -43,14 +43,9 @@ class Geometry:
         """Axis codes such as ``'RAS'``: the direction in which each array axis grows."""
         if self.affine is None:
             return None
-        names = (("L", "R"), ("P", "A"), ("I", "S"))
-        codes, free = ["", "", ""], {0, 1, 2}
-        cosines = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
-        for column in np.argsort(-np.abs(cosines).max(axis=0)):
-            row = max(free, key=lambda r: abs(cosines[r, column]))
-            free.discard(row)
-            codes[column] = names[row][int(cosines[row, column] > 0)]
-        return "".join(codes)
+        from nibabel.orientations import aff2axcodes
+
+        return "".join(code or "?" for code in aff2axcodes(self.affine))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from medtransfer.run import Run
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Rule = Annotated[str, Field(pattern=r"^(youden|(sensitivity|specificity)>=(0?\.\d+|1(\.0+)?))$")]
+Rule = Annotated[
+    str, Field(pattern=r"^(youden|(sensitivity|specificity)>=(0?\.\d+|1(\.0+)?)|cost=\d+(\.\d+)?|0?\.\d+)$")
+]
 
 
 def judge(
@@ -35,7 +37,8 @@ def judge(
     ----------
     run : Run
     threshold : str
-        ``'youden'``, ``'sensitivity>=0.9'`` or ``'specificity>=0.9'``, chosen on validation, one a fold.
+        ``'youden'``, ``'sensitivity>=0.9'``, ``'specificity>=0.9'`` or ``'cost=5'`` (a missed case weighs as five
+        false alarms), chosen on validation, one a fold; or a number that was fixed before.
     calibrate : bool
         Recalibrate the probabilities, fitted on validation.
     bootstrap : int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medtransfer.cohort import Cohort
 from medtransfer.config import Experiment
 from medtransfer.errors import ConfigError, GateError, RunError
-from medtransfer.run import Run, read_state, write
+from medtransfer.run import Run, make_folder, read_state, write
 from medtransfer.split import Split, split_by_patient
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class Result:
     report: Path
 
 
-def load_cohort(experiment: Experiment, *, progress: bool = True) -> Cohort:
-    """The cohort of a config."""
+def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: bool = True) -> Cohort:
+    """The cohort of a config; ``store`` keeps the scan of a dump for the next time."""
     arguments = experiment.arguments("cohort")
     if experiment.cohort_key == "csv":
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":
         return Cohort.from_medmnist(**arguments)
-    return Cohort.from_dicom(**arguments, progress=progress)
+    return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
 
 
 def make_split(experiment: Experiment, cohort: Cohort) -> Split:
@@ -80,7 +80,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
 
     started = time.monotonic()
     out = Path(experiment.top.out)
-    cohort = load_cohort(experiment, progress=progress)
+    cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     split = make_split(experiment, cohort)
     model = load_model(**experiment.arguments("model"))
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
@@ -143,7 +143,8 @@ def reopen(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool 
             "the run was not trained from a config", where=folder.name, fix="open it with mt.Run.open(folder, cohort)"
         )
     experiment = Experiment.from_file(config, changes=changes)
-    return Run.open(folder, load_cohort(experiment, progress=progress), progress=progress), experiment
+    cohort = load_cohort(experiment, store=folder / "private" / "scan.json", progress=progress)
+    return Run.open(folder, cohort, progress=progress), experiment
 
 
 def gate(evaluation: Evaluation, at_least: float | None) -> None:
@@ -154,7 +155,7 @@ def gate(evaluation: Evaluation, at_least: float | None) -> None:
     GateError
         Where it is lower or not defined.
     """
-    value = evaluation.estimates["auroc"].value
+    value = evaluation.estimates[evaluation.primary].value
     if at_least is not None and (value is None or value < at_least):
         got = "not defined" if value is None else f"{value:.3f}"
         raise GateError("the AUROC does not reach the gate", where=f"at least {at_least:g}", got=got)

@@ -85,7 +85,9 @@ class Predictions:
             raise MetricError("a positive class exists only among two", got=f"{len(self.classes)} classes")
         return self.probability[:, 1]
 
-    def take(self, keep: NDArray[np.bool_] | NDArray[np.int64] | Callable[[Predictions], NDArray[np.bool_]]) -> Predictions:
+    def take(
+        self, keep: NDArray[np.bool_] | NDArray[np.int64] | Callable[[Predictions], NDArray[np.bool_]]
+    ) -> Predictions:
         """The cases selected by a mask, by indices, or by a function of these predictions."""
         index = keep(self) if callable(keep) else keep
         return replace(

@@ -115,24 +115,26 @@ class Prepare(BaseModel):
         """
         self._check(image, where)
         stored, padding = _oriented(image)
-        array = stored.astype(np.float32, copy=False)
-        if image.rgb and self.gray:
-            array = np.dot(array, np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-        elif not image.rgb:
-            array = array[..., None]
-        empty: NDArray[np.bool_] = ~np.isfinite(array).all(axis=-1)
-        if padding is not None:
-            empty |= padding
-        lows_highs = self._ranges(image, array, empty, where)
-        if empty.any():
-            array = array.copy()
-            array[empty] = lows_highs[0][1] if image.inverted else lows_highs[0][0]
+        stored = stored if image.rgb else stored[..., None]
+        window = self._ranges(image, stored, padding, where)
+        steps = self._grid(image, stored.shape)
+        needed = tuple(part for part, _ in steps)  # nothing outside is touched again
+        array = self._gray(image, stored[needed].astype(np.float32))
+        empty = _empty(array, None if padding is None else padding[needed])
+        if empty is not None:
+            array[empty] = window[0][1] if image.inverted else window[0][0]
         # shown values first, then the grid: a display too windows before it scales, and a clipped
         # extreme does not bleed into its neighbours
-        channels = [np.clip((array - np.float32(low)) / np.float32(high - low), 0, 1) for low, high in lows_highs]
-        shown = np.moveaxis(np.concatenate(channels, axis=-1), -1, 0)
-        result = self._resample(image, 1 - shown if image.inverted else shown).astype(np.float32, copy=False)
-        return np.ascontiguousarray(result)
+        channels = [_shown(array if len(window) == 1 else array.copy(), low, high) for low, high in window]
+        shown = np.moveaxis(channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1), -1, 0)
+        if image.inverted:
+            shown = 1 - shown
+        for axis, (_, change) in enumerate(steps, start=1):
+            if isinstance(change, np.ndarray):
+                shown = np.moveaxis(np.tensordot(change, shown, axes=(1, axis)), 0, axis)
+            elif change is not None:
+                shown = np.pad(shown, [change if a == axis else (0, 0) for a in range(shown.ndim)], mode="edge")
+        return np.ascontiguousarray(shown, dtype=np.float32)
 
     def _check(self, image: Image, where: str) -> None:
         if (image.kind == "volume" and self.dims != 3) or (image.kind == "image" and self.dims != 2):
@@ -165,7 +167,7 @@ class Prepare(BaseModel):
             )
 
     def _ranges(
-        self, image: Image, array: NDArray[np.float32], padding: NDArray[np.bool_], where: str
+        self, image: Image, array: NDArray[np.generic], padding: NDArray[np.bool_] | None, where: str
     ) -> tuple[Window, ...]:
         if self.window_hu:
             return self.window_hu
@@ -182,25 +184,64 @@ class Prepare(BaseModel):
                 got=f"{image.array.dtype}",
                 fix="use scale: percentile, or name two values",
             )
-        valid = array[~padding]
+        shape = array.shape[:-1]
+        thin = tuple(slice(None, None, max(1, round((np.prod(shape) / 2e6) ** (1 / len(shape))))) for _ in shape)
+        some = self._gray(image, array[thin].astype(np.float32))  # some million voxels say where percentiles lie
+        empty = _empty(some, None if padding is None else padding[thin])
+        valid = some.ravel() if empty is None else some[~empty].ravel()
         if not valid.size:
             raise PrepareError("every pixel is padding or not a number", where=where)
-        step = max(1, valid.shape[0] // 1_000_000)  # a million voxels say where the percentiles lie
-        low, high = (float(v) for v in np.percentile(valid[::step], self.percentiles))
+        low, high = (float(v) for v in np.percentile(valid, self.percentiles))
         if not low < high:
             low, high = float(valid.min()), float(valid.max())
         return ((low, high if high > low else low + 1.0),)
 
-    def _resample(self, image: Image, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _gray(self, image: Image, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        if image.rgb and self.gray:
+            luma: NDArray[np.float32] = np.dot(array, np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+            return luma
+        return array
+
+    def _grid(self, image: Image, shape: tuple[int, ...]) -> list[tuple[slice, Change]]:
+        """For each array axis the part that is needed, and what is done to it."""
         size = self.size if self.dims == 2 else self.size[::-1]
         steps: list[float | None] = [None] * self.dims
         if self.spacing_mm is not None and image.geometry.spacing_mm is not None:
             ratios = [t / s for t, s in zip(self.spacing_mm, image.geometry.spacing_mm, strict=True)]
             steps = list(ratios if self.dims == 2 else ratios[::-1])
-        for axis, (wanted, step) in enumerate(zip(size, steps, strict=True), start=1):
-            matrix = resampling_matrix(array.shape[axis], wanted, step)
-            array = np.moveaxis(np.tensordot(matrix, array, axes=(1, axis)), 0, axis)
-        return array
+        return [_axis(n, m, step) for n, m, step in zip(shape, size, steps, strict=False)]
+
+
+# samples repeated before and after, a matrix of weights, or nothing
+Change = tuple[int, int] | NDArray[np.float32] | None
+
+
+def _axis(n: int, m: int, step: float | None) -> tuple[slice, Change]:
+    """The samples of n that m new ones need, and their weights; voxels of the right spacing are taken as they are."""
+    if n == m if step is None else abs(step - 1) < 1e-6:
+        start = n // 2 - m // 2
+        before, after = max(0, -start), max(0, start + m - n)
+        return slice(max(0, start), min(n, start + m)), (before, after) if before or after else None
+    matrix = resampling_matrix(n, m, step)
+    used = np.flatnonzero(matrix.any(axis=0))
+    part = slice(int(used[0]), int(used[-1]) + 1)
+    return part, np.ascontiguousarray(matrix[:, part])
+
+
+def _empty(array: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Where there is padding or no number; None where there is neither."""
+    finite = np.isfinite(array).all(axis=-1) if not np.isfinite(array.sum(dtype=np.float64)) else None
+    if finite is None:
+        return padding if padding is not None and padding.any() else None
+    empty: NDArray[np.bool_] = np.logical_not(finite)
+    return empty if padding is None else np.logical_or(empty, padding)
+
+
+def _shown(array: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """Grey values of a window in [0, 1], in place."""
+    array -= np.float32(low)
+    array *= np.float32(1 / (high - low))
+    return np.clip(array, 0, 1, out=array)
 
 
 def _is_pair(value: list[object] | tuple[object, ...]) -> bool:

@@ -179,6 +179,24 @@ class Run:
         return f"Run({self.folder.name}: {folds}, {len(self.cohort)} cases)"
 
 
+def make_folder(folder: Path) -> Path:
+    """Make a run folder with its private part; the path of the latter.
+
+    Raises
+    ------
+    RunError
+        Where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "private").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            "the run folder cannot be made", where=folder.name, got=error.strerror, fix="choose another out"
+        ) from error
+    return folder / "private"
+
+
 def begin(folder: Path, asked: dict[str, Any], cohort: Cohort, split: Split) -> bool:
     """Make the run folder, or find that it holds this very run; whether it is complete already.
 
@@ -189,13 +207,7 @@ def begin(folder: Path, asked: dict[str, Any], cohort: Cohort, split: Split) -> 
     """
     plain = json.loads(json.dumps(asked, sort_keys=True))
     identity = fingerprint(json.dumps(plain, sort_keys=True))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "private").mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            "the run folder cannot be made", where=folder.name, got=error.strerror, fix="choose another out"
-        ) from error
+    make_folder(folder)
     if (folder / "run.json").is_file():
         state = read_state(folder)
         if state.get("identity") != identity:

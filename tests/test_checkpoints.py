@@ -42,7 +42,8 @@ def timm_names(key):
     """A vision transformer's names as timm and DINO have them, the other way round."""
     for ours, theirs in (
         ("class_token", "cls_token"), ("encoder.pos_embedding", "pos_embed"), ("conv_proj.", "patch_embed.proj."),
-        ("encoder.ln.", "norm."), ("encoder.layers.encoder_layer_", "blocks."), ("ln_1.", "norm1."), ("ln_2.", "norm2."),
+        ("encoder.ln.", "norm."), ("encoder.layers.encoder_layer_", "blocks."), ("ln_1.", "norm1."),
+        ("ln_2.", "norm2."),
         ("self_attention.in_proj_", "attn.qkv."), ("self_attention.out_proj.", "attn.proj."),
         ("mlp.0.", "mlp.fc1."), ("mlp.3.", "mlp.fc2."),
     ):  # fmt: skip

@@ -380,8 +380,8 @@ def test_nothing_joins_says_what_would(dump: Path) -> None:
     assert "on='StudyInstanceUID', column='patient_id' fits 2 of 2" in message
     assert "'9.9.9'" in message
     assert "1.2.1" not in message
-    with pytest.raises(CohortError, match="zeros fill them to 3 digits"):
-        join(dump, "patient_id,label\n1,0\n2,1\n")
+    spreadsheet = join(dump, "patient_id,label\n1,0\n2,1\n")  # it has eaten the zeros of 001 and 002
+    assert len(spreadsheet) == len(join(dump, "patient_id,label\n001,0\n002,1\n"))
     with pytest.raises(CohortError, match="check that the table belongs"):
         join(dump, "patient_id,label\nX1,0\nX2,1\n")
 
@@ -444,3 +444,26 @@ def test_real_ct_slices() -> None:
     assert (len(several), len(both)) == (28, 9)
     assert cohort[0].covariates["age"] == "60"
     assert cohort[0].covariates["sex"] == "M"
+
+
+def test_a_plane_is_chosen_by_how_slices_were_acquired(tmp_path: Path) -> None:
+    import pydicom
+
+    axial, coronal = [1.0, 0, 0, 0, 1, 0], [1.0, 0, 0, 0, 0, -1]
+    for name, direction, step, count in (("a", axial, (0, 0, 4), 5), ("c", coronal, (0, 3, 0), 4)):
+        for k in range(count):
+            path = tmp_path / f"{name}{k}.dcm"
+            dicom(path, patient="P1", study="1.2.3", series=f"1.2.3.{ord(name)}", z=k)
+            ds = pydicom.dcmread(path)
+            ds.ImageOrientationPatient, ds.ImagePositionPatient = direction, [float(k * s) for s in step]
+            ds.save_as(path)
+    (tmp_path / "l.csv").write_text("PatientID,label\nP1,0\n")
+    options = {"labels": tmp_path / "l.csv", "classes": ["0", "1"], "progress": False}
+    for plane, slices, axis in (("axial", 5, 2), ("coronal", 4, 1)):
+        chosen = Cohort.from_dicom(tmp_path, plane=plane, **options)
+        assert chosen[0].image.plane == plane
+        assert chosen[0].read().array.shape[axis] == slices
+    with pytest.raises(CohortError, match="plane='axial'"):
+        Cohort.from_dicom(tmp_path, **options)
+    most = Cohort.from_dicom(tmp_path, choose="most_slices", **options)
+    assert most[0].image.plane == "axial"

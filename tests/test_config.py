@@ -27,7 +27,12 @@ def test_every_section_is_the_signature_of_its_function(key):
     from medtransfer import Cohort, load_model, split_by_patient
     from medtransfer.judge import judge
 
-    functions = {"cohort": getattr(Cohort, f"from_{key}"), "split": split_by_patient, "model": load_model, "evaluate": judge}
+    functions = {
+        "cohort": getattr(Cohort, f"from_{key}"),
+        "split": split_by_patient,
+        "model": load_model,
+        "evaluate": judge,
+    }
     not_in_yaml = {"cohort", "run", "progress", "scan_store"}
     for name, function in functions.items():
         parameters = inspect.signature(function).parameters.values()
@@ -110,7 +115,11 @@ def test_changes_from_the_command_line():
     e = Experiment.from_text(GOOD, changes=["recipe.epochs=5", "augment.zoom=0.1", "model.until=layer3", "out=runs/b"])
     assert (e.settings["recipe"].epochs, e.settings["augment"].zoom, e.top.out) == (5, 0.1, "runs/b")
     assert e.arguments("model")["until"] == "layer3"
-    for wrong, says in (("recipe.epoch=5", "--set recipe.epoch.*did you mean"), ("recipe", "key=value"), ("x=1", "no key 'x'")):
+    for wrong, says in (
+        ("recipe.epoch=5", "--set recipe.epoch.*did you mean"),
+        ("recipe", "key=value"),
+        ("x=1", "no key 'x'"),
+    ):
         with pytest.raises(ConfigError, match=says):
             Experiment.from_text(GOOD, changes=[wrong])
 
@@ -130,7 +139,10 @@ def test_missing_unreadable_and_oversized_files(tmp_path):
 
 
 def test_recipe_left_out_follows_the_size():
-    assert Experiment.from_text("\n".join(line for line in GOOD.splitlines() if "recipe" not in line)).settings["recipe"] is None
+    assert (
+        Experiment.from_text("\n".join(line for line in GOOD.splitlines() if "recipe" not in line)).settings["recipe"]
+        is None
+    )
 
 
 def test_keywords_keep_required_ones_required():

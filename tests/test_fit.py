@@ -7,9 +7,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from small_cohorts import blobs
 
 from medtransfer import Augment, Head, Prepare, Recipe, fit, load_model, split_by_patient
 from medtransfer.dataset import Prepared
@@ -180,7 +180,15 @@ def test_learning_learns(tmp_path):
     cohort = blobs(120)
     split = split_by_patient(cohort)
     recipe = Recipe(epochs=10, freeze_epochs=2, batch_size=8, lr=3e-3, backbone_lr_scale=0.3)
-    run = fit(load_model("random/resnet18", until="layer1"), cohort, split, PREPARE, recipe, out=tmp_path / "r", progress=False)
+    run = fit(
+        load_model("random/resnet18", until="layer1"),
+        cohort,
+        split,
+        PREPARE,
+        recipe,
+        out=tmp_path / "r",
+        progress=False,
+    )
     history = [e["train_loss"] for e in run.record()["history"]]
     assert history[-1] < 0.75 * history[0]
 
@@ -200,7 +208,14 @@ def test_what_does_not_fit_together_is_refused(cohort, tmp_path, change, word):
     model = load_model("random/resnet18", until="layer1", **change.get("model", {}))
     split = split_by_patient(cohort, **change.get("split", {}))
     with pytest.raises(ConfigError, match=word):
-        fit(model, cohort, split, Prepare(**change.get("prepare", {"size": 48})), Recipe(**change.get("recipe", {})), out=tmp_path)
+        fit(
+            model,
+            cohort,
+            split,
+            Prepare(**change.get("prepare", {"size": 48})),
+            Recipe(**change.get("recipe", {})),
+            out=tmp_path,
+        )
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(cohort, tmp_path):
@@ -217,14 +232,30 @@ def test_a_full_disk_says_what_is_missing(cohort, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises((RunError, OSError), match=r"bytes|space|written"):
-        fit(linear(), cohort, split_by_patient(cohort), PREPARE, Recipe(method="logistic"), out=tmp_path / "r", progress=False)
+        fit(
+            linear(),
+            cohort,
+            split_by_patient(cohort),
+            PREPARE,
+            Recipe(method="logistic"),
+            out=tmp_path / "r",
+            progress=False,
+        )
 
 
 def test_no_identifier_leaves_memory(tmp_path):
     base = blobs(40)
     named = tuple(replace(c, case_id=f"CANARY-{c.case_id}", patient_id=f"CANARY-{c.patient_id}") for c in base.cases)
     cohort = replace(base, cases=named)
-    run = fit(linear(), cohort, split_by_patient(cohort), PREPARE, Recipe(method="logistic"), out=tmp_path / "r", progress=False)
+    run = fit(
+        linear(),
+        cohort,
+        split_by_patient(cohort),
+        PREPARE,
+        Recipe(method="logistic"),
+        out=tmp_path / "r",
+        progress=False,
+    )
     run.predict(run.split.test)
     for path in (tmp_path / "r").rglob("*"):
         if path.is_file() and "private" not in path.parts:

@@ -11,8 +11,10 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit", "prepare", "augment", "dataset",
-    "checkpoints", "weights", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform", "certify", "recipe", "features", "predict", "run", "training", "metrics", "fit",
+    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
+    "prepare", "augment", "dataset",
+    "checkpoints", "weights", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform", "certify",
+    "recipe", "features", "predict", "run", "training", "metrics", "fit",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
@@ -55,9 +57,9 @@ def test_imports_point_upwards():
         here = ROOMS.index(room(path))
         for name in imports(path):
             parts = name.split(".")
-            if parts[0] == "medtransfer" and len(parts) > 1 and room_of(parts[1]) in ROOMS and here > 0:
-                if ROOMS.index(room_of(parts[1])) > here:
-                    wrong.append(f"{path.name} imports {name}")
+            ours = parts[0] == "medtransfer" and len(parts) > 1 and room_of(parts[1]) in ROOMS
+            if ours and here > 0 and ROOMS.index(room_of(parts[1])) > here:
+                wrong.append(f"{path.name} imports {name}")
     assert not wrong
 
 
@@ -90,8 +92,7 @@ def test_functions_stay_functions_after_their_modules_are_imported():
 
 def test_importing_loads_nothing_heavy():
     for code in ("import medtransfer", "import medtransfer.cli"):
-        done = subprocess.run(
-            [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         loaded = {m.split(".")[0] for m in done.stdout.split()}
         assert not loaded & HEAVY

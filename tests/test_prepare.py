@@ -127,8 +127,61 @@ def test_what_cannot_be_prepared_says_so(settings, image, word):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"window_hu": "lungs"}, {"window_hu": (5, 1)}, {"size": 0}, {"spacing_mm": (1, 1, 1)}, {"siz": 3}, {"spacing_mm": (0, 1)}],
+    [
+        {"window_hu": "lungs"},
+        {"window_hu": (5, 1)},
+        {"size": 0},
+        {"spacing_mm": (1, 1, 1)},
+        {"siz": 3},
+        {"spacing_mm": (0, 1)},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         Prepare(**wrong)
+
+
+@given(n=st.integers(1, 12), m=st.integers(1, 12))
+def test_voxels_of_the_right_spacing_are_taken_as_they_are(n, m):
+    line = np.arange(n, dtype=np.float32)
+    image = Image(np.stack([line] * 2, axis=1), Geometry(spacing_mm=(1.0, 1.0)))
+    result = Prepare(size=(m, 2), spacing_mm=(1, 1), scale=(0, 100))(image)[0, :, 0] * 100
+    start = n // 2 - m // 2
+    assert np.allclose(result, [line[min(max(start + i, 0), n - 1)] for i in range(m)], atol=1e-4)
+
+
+def test_only_what_is_needed_is_touched_with_the_same_result():
+    x = RNG.normal(0, 300, (40, 50, 60)).astype(np.float32)
+    affine = np.diag([0.9, 1.3, 2.5, 1.0])
+    small = Prepare(size=(12, 10, 6), spacing_mm=(1.5, 1.5, 3.0), window_hu=(-200, 200))(
+        volume(x, affine, modality="CT")
+    )
+    large = Prepare(size=(24, 22, 20), spacing_mm=(1.5, 1.5, 3.0), window_hu=(-200, 200))(
+        volume(x, affine, modality="CT")
+    )
+    assert np.allclose(small, large[:, 7:13, 6:16, 6:18], atol=1e-5)
+
+
+def test_volumes_of_the_right_spacing_equal_the_monai_pipeline():
+    from monai.transforms import Compose, ResizeWithPadOrCrop, ScaleIntensityRange
+
+    x = RNG.normal(0, 300, (37, 44, 25)).astype(np.float32)
+    prepare = Prepare(size=(24, 32, 20), spacing_mm=(1, 1, 1), window_hu=(-200, 200))
+    monai = Compose([ScaleIntensityRange(-200, 200, 0, 1, clip=True), ResizeWithPadOrCrop((24, 32, 20))])
+    wanted = np.asarray(monai(torch.tensor(x)[None]))[0]
+    found = prepare(volume(x))[0].transpose(2, 1, 0)[::-1, ::-1]  # back to x to the right, y to the front
+    start = [(n // 2 - m // 2, (n - 1) - (n // 2 - m // 2) - (m - 1)) for n, m in ((37, 24), (44, 32))]
+    shift = [b - a for a, b in start]  # an even and an odd side differ by a voxel once an axis is turned round
+    assert all(s in (0, 1, -1) for s in shift)
+    inner = found[1:-1, 1:-1], wanted[1 + shift[0] : 23 + shift[0], 1 + shift[1] : 31 + shift[1]]
+    assert np.allclose(*inner, atol=1e-6)
+
+
+def test_resampling_equals_linear_interpolation_at_the_same_points():
+    from scipy.ndimage import map_coordinates
+
+    x = RNG.random((20, 24, 16)).astype(np.float32)
+    prepare = Prepare(size=(15, 15, 15), spacing_mm=(0.8, 0.9, 0.7), scale=(0, 1))
+    axes = [(n - 1) / 2 + (np.arange(15) - 7) * s for n, s in zip(x.shape, (0.8, 0.9, 0.7), strict=True)]
+    wanted = map_coordinates(x, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")
+    assert np.allclose(prepare(volume(x))[0].transpose(2, 1, 0)[::-1, ::-1], wanted, atol=1e-5)

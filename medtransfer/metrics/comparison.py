@@ -1,0 +1,179 @@
+"""Beside the main numbers: paired differences, control models, subgroups, other prevalences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.errors import MetricError
+from medtransfer.metrics import calibration, classification, panel
+from medtransfer.metrics.checks import Control
+from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval
+from medtransfer.predictions import Predictions
+
+Floats = NDArray[np.float64]
+SUPPRESSED_BELOW = 10  # events, and non-events, of a subgroup
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """One level of one grouping; its estimates are suppressed where it is small.
+
+    Parameters
+    ----------
+    grouping, level : str
+    cases, events : int
+    auroc, gap : Estimate
+        AUROC inside, and inside minus all other cases.
+    sensitivity, specificity : Estimate
+        At the operating point.
+    """
+
+    grouping: str
+    level: str
+    cases: int
+    events: int
+    auroc: Estimate
+    gap: Estimate
+    sensitivity: Estimate
+    specificity: Estimate
+
+
+def align(other: Predictions, to: Predictions, name: str) -> Predictions:
+    """The predictions of ``other`` in the order of ``to``.
+
+    Raises
+    ------
+    MetricError
+        Where classes or reference labels differ, or a case is missing.
+    """
+    if other.classes != to.classes:
+        raise MetricError(f"{name} speaks of other classes", got=", ".join(other.classes))
+    by_fold = len(set(to.case.tolist())) < len(to)
+    keys = [(int(f) if by_fold else 0, str(c)) for f, c in zip(other.fold, other.case, strict=True)]
+    place = {key: i for i, key in enumerate(keys)}
+    wanted = [(int(f) if by_fold else 0, str(c)) for f, c in zip(to.fold, to.case, strict=True)]
+    missing = [key for key in wanted if key not in place]
+    if missing:
+        raise MetricError(
+            f"{name} lacks {len(missing)} of {len(wanted)} cases",
+            got=f"e.g. no {missing[0][1]}",
+            fix="predict the same cases with both models",
+        )
+    same = other.take(np.array([place[key] for key in wanted], dtype=np.int64))
+    if not np.array_equal(same.reference, to.reference):
+        raise MetricError(
+            f"{name} has other reference labels", got=f"{(same.reference != to.reference).sum()} cases differ"
+        )
+    return same
+
+
+def headline(predictions: Predictions) -> panel.Statistic:
+    """AUROC (macro for several classes), average precision, Brier score and log loss as a statistic."""
+    reference, probability = predictions.reference, predictions.probability
+    if len(predictions.classes) == 2:
+        y, p = reference == 1, predictions.positive
+        return lambda w: {
+            "auroc": classification.auroc(y, p, w),
+            "average_precision": classification.average_precision(y, p, w),
+            "brier": calibration.brier(y, p, w),
+            "log_loss": calibration.log_loss(y, p, w),
+        }
+
+    def statistic(w: Floats) -> dict[str, Floats]:
+        each = np.stack(
+            [classification.auroc(reference == k, probability[:, k], w) for k in range(probability.shape[1])]
+        )
+        there = np.isfinite(each).sum(axis=0)
+        return {
+            "macro_auroc": np.where(there > 0, np.nansum(each, axis=0) / np.maximum(there, 1), np.nan),
+            "brier": calibration.brier(reference, probability, w),
+            "log_loss": calibration.log_loss(reference, probability, w),
+        }
+
+    return statistic
+
+
+def difference(a: Predictions, b: Predictions, resamples: ClusterBootstrap) -> dict[str, Estimate]:
+    """Paired differences a − b of the headline statistics; a and b are aligned."""
+    of_a, of_b = headline(a), headline(b)
+
+    def statistic(w: Floats) -> dict[str, Floats]:
+        left, right = of_a(w), of_b(w)
+        return {name: left[name] - right[name] for name in left}
+
+    point, draws = statistic(np.ones((1, len(a)))), resamples.apply(statistic)
+    return {
+        name: interval(float(v[0]), draws.get(name, v[:0]), why=panel.WHY.get(name, "")) for name, v in point.items()
+    }
+
+
+def control(name: str, other: Predictions, model: Predictions, resamples: ClusterBootstrap) -> Control:
+    """A control model on the same cases."""
+    other = align(other, model, f"the control '{name}'")
+    main = "auroc" if len(model.classes) == 2 else "macro_auroc"
+    gain = difference(model, other, resamples)[main]
+    of_control = headline(other)
+    units = panel.rarer(model.reference == 1, resamples.patient) if main == "auroc" else 0
+    value = panel.measure(lambda w: {main: of_control(w)[main]}, resamples, units=units).estimates[main]
+    return Control(name, value, gain)
+
+
+def subgroups(
+    groups: dict[str, NDArray[np.str_]], test: Predictions, called: NDArray[np.bool_], resamples: ClusterBootstrap
+) -> list[Subgroup]:
+    """AUROC, gap, sensitivity and specificity of every level of every grouping (two classes)."""
+    y, p, found = test.reference == 1, test.positive, []
+    patient = resamples.patient
+    for grouping, labels in groups.items():
+        for level in sorted(set(labels.tolist())):
+            inside = labels == level
+            cases, events = int(inside.sum()), int(y[inside].sum())
+            if min(events, cases - events) < SUPPRESSED_BELOW:
+                hidden = Estimate(None, note=f"suppressed: fewer than {SUPPRESSED_BELOW} cases of a kind")
+                found.append(Subgroup(grouping, level, cases, events, hidden, hidden, hidden, hidden))
+                continue
+
+            def statistic(w: Floats, inside: NDArray[np.bool_] = inside) -> dict[str, Floats]:
+                here = classification.auroc(y[inside], p[inside], w[:, inside])
+                return {"auroc": here, "gap": here - classification.auroc(y[~inside], p[~inside], w[:, ~inside])}
+
+            units = panel.rarer(y[inside], patient[inside])
+            both = panel.measure(statistic, resamples, units=units).estimates
+            shares = panel.shares_of_table(y[inside], called[inside], patient[inside])
+            found.append(
+                Subgroup(
+                    grouping,
+                    level,
+                    cases,
+                    events,
+                    both["auroc"],
+                    both["gap"],
+                    shares["sensitivity"],
+                    shares["specificity"],
+                )
+            )
+    return found
+
+
+def at_prevalence(prevalence: float, found: panel.Panel) -> tuple[float, Estimate, Estimate]:
+    """PPV and NPV at another prevalence, sensitivity and specificity held as they are."""
+    if not 0 < prevalence < 1:
+        raise MetricError("a prevalence lies between 0 and 1", where="evaluate.prevalences", got=prevalence)
+
+    def both(sensitivity: Floats, specificity: Floats) -> tuple[Floats, Floats]:
+        right, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+        clear, missed = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+        with np.errstate(invalid="ignore"):
+            return right / (right + false), clear / (clear + missed)
+
+    se, sp = found.estimates["sensitivity"].value, found.estimates["specificity"].value
+    if se is None or sp is None:
+        none = Estimate(None, note="sensitivity or specificity is not defined")
+        return prevalence, none, none
+    value = both(np.array(se), np.array(sp))
+    draws = both(found.draws["sensitivity"], found.draws["specificity"])
+    ppv, npv = (interval(float(v), d, why="the model never calls it") for v, d in zip(value, draws, strict=True))
+    return prevalence, ppv, npv

@@ -1,0 +1,133 @@
+"""Recalibration: make the probabilities of a model mean what they say, from validation predictions only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.errors import ConfigError, MetricError
+from medtransfer.metrics.calibration import CLIP, logit
+from medtransfer.metrics.threshold import Members, members, per_fold
+from medtransfer.predictions import Predictions
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """A map from a model's probabilities to calibrated ones, one a fold.
+
+    Parameters
+    ----------
+    method : {'platt', 'temperature'}
+        ``platt``: log odds become ``intercept + slope × log odds`` (two classes).
+        ``temperature``: log probabilities are multiplied by ``slope`` = 1 / T; the intercept is 0.
+    intercept, slope : dict of int to float
+        By fold.
+    cases, patients : frozenset of (fold, pseudonym)
+        What it was fitted on.
+    """
+
+    method: str
+    intercept: dict[int, float]
+    slope: dict[int, float]
+    cases: Members = field(default=frozenset(), repr=False)
+    patients: Members = field(default=frozenset(), repr=False)
+
+    def __repr__(self) -> str:
+        slopes = ", ".join(f"{v:.3g}" for _, v in sorted(self.slope.items()))
+        return f"Calibrator({self.method}: slope {slopes}; {len(self.cases)} validation cases)"
+
+    def apply(self, predictions: Predictions) -> Predictions:
+        """The same predictions with calibrated probabilities."""
+        slope = per_fold(self.slope, predictions, "calibrator")
+        if self.method == "platt":
+            shifted = per_fold(self.intercept, predictions, "calibrator") + slope * logit(predictions.positive)
+            positive = 1 / (1 + np.exp(-np.clip(shifted, -500, 500)))
+            return replace(predictions, probability=np.stack([1 - positive, positive], axis=1))
+        return replace(predictions, probability=_tempered(predictions.probability, slope[:, None]))
+
+
+def calibrate(val: Predictions, method: str = "auto") -> Calibrator:
+    """Fit a calibrator on validation predictions, one a fold.
+
+    Parameters
+    ----------
+    val : Predictions
+        Validation predictions.
+    method : {'auto', 'platt', 'temperature'}
+        ``auto`` takes Platt scaling for two classes and temperature scaling for more. Platt's smoothed
+        targets (Platt 1999) keep the fit finite where validation scores separate the classes.
+
+    Raises
+    ------
+    MetricError
+        Where there are no validation cases, or Platt scaling is asked for more than two classes.
+
+    Examples
+    --------
+    >>> p, ids = np.tile([0.02, 0.98], 50), np.arange(100).astype(str)
+    >>> wrong = np.arange(100) < 20
+    >>> val = Predictions(ids, ids, ((p > 0.5) ^ wrong).astype(int), np.c_[1 - p, p], ("no", "yes"),
+    ...                   np.zeros(100, int), "val")
+    >>> float(calibrate(val).apply(val).positive[1].round(2))  # 4 of 5 are right, not 98 of 100
+    0.79
+    """
+    if method not in {"auto", "platt", "temperature"}:
+        raise ConfigError(
+            "there is no such calibrator", where="calibrate", got=method, fix="use auto, platt or temperature"
+        )
+    known = val.take(val.reference >= 0)
+    if not len(known):
+        raise MetricError(
+            "there are no validation cases to fit a calibrator on", fix="use a split with a validation part"
+        )
+    platt = method == "platt" or (method == "auto" and len(val.classes) == 2)
+    if platt and len(val.classes) != 2:
+        raise MetricError("Platt scaling is for two classes", got=f"{len(val.classes)} classes", fix="use temperature")
+    intercept, slope = {}, {}
+    for fold in sorted(set(known.fold.tolist())):
+        part = known.take(known.fold == fold)
+        intercept[fold], slope[fold] = (
+            _platt(part.reference == 1, part.positive) if platt else (0.0, _inverse_temperature(part))
+        )
+    return Calibrator("platt" if platt else "temperature", intercept, slope, *members(known))
+
+
+def _platt(y: NDArray[np.bool_], p: Floats) -> tuple[float, float]:
+    from scipy.optimize import minimize
+
+    yes, no = int(y.sum()), int((~y).sum())
+    target = np.where(y, (yes + 1) / (yes + 2), 1 / (no + 2))
+    x = logit(p)
+    scale = float(x.std()) or 1.0
+    z = (x - x.mean()) / scale
+
+    def loss(ab: Floats) -> tuple[float, Floats]:
+        f = ab[0] + ab[1] * z
+        gap = 1 / (1 + np.exp(-np.clip(f, -500, 500))) - target
+        return float((np.logaddexp(0, f) - target * f).sum()), np.array([gap.sum(), (gap * z).sum()])
+
+    a, b = minimize(loss, np.array([0.0, 1.0]), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    return float(a - b * x.mean() / scale), float(b / scale)
+
+
+def _inverse_temperature(part: Predictions) -> float:
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(part))
+
+    def loss(log_slope: float) -> float:
+        said = _tempered(part.probability, np.exp(log_slope))[rows, part.reference]
+        return float(-np.log(np.clip(said, CLIP, 1)).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def _tempered(probability: Floats, slope: Floats | float) -> Floats:
+    logs = np.log(np.clip(probability, CLIP, 1)) * slope
+    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
