@@ -34,17 +34,18 @@ def frozen_features(
     import torch
     from tqdm import tqdm
 
+    from medtransfer.boundary import dense
+    from medtransfer.tuned import faster
+
     prepared.load(indices)
     model = model.to(device).eval()
     indices = list(indices)
     parts = []
     bar = tqdm(total=len(indices), desc="features", unit="case", disable=None if progress else True)
-    with torch.inference_mode(), bar:
+    with torch.no_grad(), bar, faster(model):
         for start in range(0, len(indices), batch_size):
             batch = prepared.batch(indices[start : start + batch_size]).to(device)
-            if batch.ndim == 4:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            parts.append(model.features(batch).float().cpu().numpy())
+            parts.append(model.features(dense(batch)).float().cpu().numpy())
             bar.update(len(batch))
     return np.concatenate(parts)
 
@@ -85,6 +86,7 @@ def fit_logistic(
     patients: NDArray[np.str_],
     classes: int,
     *,
+    varied: NDArray[np.floating] | None = None,
     balanced: bool = False,
     seed: int = 0,
     inner: int = 5,
@@ -98,6 +100,8 @@ def fit_logistic(
     labels : ndarray (n,) of int
     patients : ndarray (n,) of str
         Who each case is of; a patient stays in one inner fold.
+    varied : ndarray (views, n, width) or None
+        Features of augmented views of the same cases; they are learned from, and never held out.
     balanced : bool
         Weigh classes inversely to their frequency.
     inner : int
@@ -109,13 +113,20 @@ def fit_logistic(
     fewest = min(len(set(patients[labels == c])) for c in range(classes))
     folds = StratifiedGroupKFold(max(2, min(inner, fewest)), shuffle=True, random_state=seed)
     held_out = np.zeros((len(strengths), len(labels), classes))
+    views = [raw, *([] if varied is None else varied.astype(np.float64))]
+
+    def learned(part: NDArray[np.int64], strengths: Sequence[float]) -> list[tuple[Floats, Floats]]:
+        rows = np.concatenate([view[part] for view in views])
+        scale = tuple(s / len(views) for s in strengths)  # views make no more of the evidence
+        return _path(rows, np.tile(labels[part], len(views)), classes, balanced, scale)
+
     for fit, rest in folds.split(raw, labels, patients):
-        for i, (weight, bias) in enumerate(_path(raw[fit], labels[fit], classes, balanced, strengths)):
+        for i, (weight, bias) in enumerate(learned(fit, strengths)):
             held_out[i, rest] = softmax(raw[rest] @ weight.T + bias)
     chosen = np.take_along_axis(held_out, labels[None, :, None], axis=2)[..., 0]
     losses = -np.log(np.clip(chosen, 1e-12, None)).mean(axis=1)
     best = int(np.argmin(losses))
-    weight, bias = _path(raw, labels, classes, balanced, strengths[: best + 1])[-1]
+    weight, bias = learned(np.arange(len(labels)), strengths[: best + 1])[-1]
     return Logistic(weight, bias, float(strengths[best]), held_out[best])
 
 

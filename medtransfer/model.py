@@ -136,16 +136,20 @@ class Model(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Pooled features ``[n, width]`` of images ``[n, channels, ...]`` in [0, 1]."""
-        pooled = []
-        for name, stage in self.stages.items():
+        return self.walk(x, list(self.stages))[0]
+
+    def walk(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Through some stages in a row: what is pooled on the way, ``[n, width]``, and what comes out of the last."""
+        pooled = [x.new_zeros(len(x), 0)]
+        for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
-                x = stage(x)
+                x = self.stages[name](x)
             if name in self.description.pool_from:
                 flat = x.flatten(2)
                 pooled.append(flat.mean(2))
                 if self.description.pool == "mean_std":
                     pooled.append(flat.std(2, correction=0))
-        return torch.cat(pooled, 1)
+        return torch.cat(pooled, 1), x
 
     def _learns_until(self, name: str) -> bool:
         names = list(self.stages)
