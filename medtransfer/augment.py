@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 if TYPE_CHECKING:
     import torch
@@ -19,12 +19,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 Modality = Literal["radiograph", "ct", "mr", "ultrasound", "mask", "none"]
 
+_MOVES = {"rotate_deg": 10.0, "zoom": 0.1, "shift": 0.05}
+_STRONG = {"rotate_deg": 20.0, "zoom": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.4, "gamma": 0.5}
+_PRESETS: dict[str, dict[str, float]] = {
+    "radiograph": {**_MOVES, "brightness": 0.1, "contrast": 0.2, "gamma": 0.2, "noise_std": 0.02},
+    "ct": {**_MOVES, "noise_std": 0.03, "blur": 0.3},
+    "mr": {**_MOVES, "gamma": 0.1, "noise_std": 0.02, "bias_field": 0.3, "low_resolution": 0.3},
+    "ultrasound": {**_STRONG, "noise_std": 0.1, "blur": 1.0, "one_at_a_time": True},
+    "mask": _MOVES,
+}
+
 
 class Augment(BaseModel):
     """How training images are varied. Every value is the half-width of a uniform range around 'no change'.
 
     Parameters
     ----------
+    modality : {'radiograph', 'ct', 'mr', 'ultrasound', 'mask', 'none'}
+        Where the values that are not given come from. Radiographs differ in position and exposure; CT numbers are
+        physical, so that only geometry, noise and sharpness vary; MR has no unit of intensity and a bias field;
+        ultrasound gains from one strong change at a time (arXiv 2403.09828); masks only move. None mirrors.
     rotate_deg : float
         Rotation in the image plane (the axial plane of volumes), degrees.
     zoom : float
@@ -58,6 +72,7 @@ class Augment(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    modality: Modality = "none"
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
     zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
     shift: Share = 0.0
@@ -71,34 +86,24 @@ class Augment(BaseModel):
     flip_left_right: bool = False
     one_at_a_time: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_modality(cls, given: object) -> object:
+        known = _PRESETS.get(given.get("modality", "none")) if isinstance(given, dict) else None
+        return {**known, **given} if known and isinstance(given, dict) else given
+
     @classmethod
     def preset(cls, modality: Modality) -> Augment:
-        """Mild variations that keep the meaning of images of a modality.
-
-        Radiographs differ in position and exposure; CT numbers are physical, so that only geometry, noise and
-        sharpness vary; MR has no unit of intensity and a bias field; ultrasound gains from one strong change at a
-        time (arXiv 2403.09828); masks move only. No preset mirrors.
+        """Mild variations that keep the meaning of images of a modality; the same as ``Augment(modality=...)``.
 
         Examples
         --------
         >>> Augment.preset("mask")
-        Augment(rotate_deg=10.0, zoom=0.1, shift=0.05)
-        >>> Augment.preset("none").active
-        False
+        Augment(modality='mask', rotate_deg=10.0, zoom=0.1, shift=0.05)
+        >>> Augment(modality="mr", rotate_deg=0).rotate_deg, Augment.preset("none").active
+        (0.0, False)
         """
-        moves = {"rotate_deg": 10.0, "zoom": 0.1, "shift": 0.05}
-        ways: dict[str, dict[str, float]] = {
-            "radiograph": {**moves, "brightness": 0.1, "contrast": 0.2, "gamma": 0.2, "noise_std": 0.02},
-            "ct": {**moves, "noise_std": 0.03, "blur": 0.3},
-            "mr": {**moves, "gamma": 0.1, "noise_std": 0.02, "bias_field": 0.3, "low_resolution": 0.3},
-            "ultrasound": {
-                **{"rotate_deg": 20.0, "zoom": 0.2, "shift": 0.1, "brightness": 0.2, "contrast": 0.4, "gamma": 0.5},
-                **{"noise_std": 0.1, "blur": 1.0, "one_at_a_time": True},
-            },
-            "mask": moves,
-            "none": {},
-        }
-        return cls(**ways[modality])  # type: ignore[arg-type]
+        return cls(modality=modality)
 
     def __repr_args__(self) -> list[tuple[str | None, object]]:
         return [(k, v) for k, v in super().__repr_args__() if v != type(self).model_fields[str(k)].default]
@@ -106,7 +111,8 @@ class Augment(BaseModel):
     @property
     def active(self) -> bool:
         """Whether anything is varied."""
-        return self != Augment()
+        idle = {"modality", "one_at_a_time"}
+        return self.model_dump(exclude=idle) != Augment().model_dump(exclude=idle)
 
     def sample(self, n: int, dims: int, generator: torch.Generator) -> Variation:
         """Draw the parameters for n images."""

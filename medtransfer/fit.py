@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
@@ -163,7 +164,7 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
         )
     ):
         raise ConfigError("the stages that learn have no normalisation", where="recipe.tune", fix="tune: all")
-    if recipe.method == "logistic" and len(model.head) > 1:
+    if "logistic" in (recipe.method, recipe.start) and sum(isinstance(m, nn.Linear) for m in model.head) > 1:
         raise ConfigError(
             "logistic regression needs a linear head", where="model.head", fix="leave head out, or method: probe"
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medtransfer.augment import Augment
 from medtransfer.boundary import Boundary, Views, generator_of, tail
 from medtransfer.errors import DataError, Interrupted
-from medtransfer.features import fit_logistic, softmax
+from medtransfer.features import Logistic, fit_logistic, softmax
 from medtransfer.losses import class_weights, losses, mixing
 from medtransfer.metrics.classification import auroc
 from medtransfer.model import Model
@@ -49,14 +49,15 @@ class Job:
         self.run.prepared.load(sorted(cases))
         if self.recipe.method == "logistic":
             if self.team.first:
-                self._solve(number, fold)
+                self._write(number, fold)
         else:
             _Training(self, number, fold, stop).go()
 
     def boundary(self, first: int) -> Boundary:
         """What the first stages, which are frozen, say about each case; the same for all folds."""
         if first not in self._boundaries:
-            self._boundaries.clear()  # one at a time: the phase before is over
+            whole = len(self.model.stages)
+            self._boundaries = {k: b for k, b in self._boundaries.items() if k == whole}  # large ones one at a time
             device = self.team.fabric.device
             frozen = copy.deepcopy(self.model).to(device).eval()
             frozen.train_only(())
@@ -76,17 +77,18 @@ class Job:
         val = sorted({i for f in self.run.split.folds for i in f.val})
         plain = not self.augment.active or (head_only and not self.recipe.views)
         shown = [0] if plain else list(range(1, self.recipe.views + 1))
-        shown = sorted({0, *shown}) if self.recipe.method == "logistic" else shown
+        solving = self.recipe.method == "logistic" or (head_only and self.recipe.start == "logistic")
+        shown = sorted({0, *shown}) if solving else shown
         return [(i, v) for v in shown for i in train] + [(i, 0) for i in val]
 
-    def _solve(self, number: int, fold: Fold) -> None:
-        folder, cohort, train = self.run.folder / f"fold-{number}", self.run.cohort, list(fold.train)
+    def solve(self, fold: Fold) -> tuple[Model, Logistic]:
+        """The model with the logistic regression of a fold's training part as its head."""
+        cohort, train = self.run.cohort, list(fold.train)
         boundary = self.boundary(len(self.model.stages))
-        features = boundary.at(train, 0)[0].cpu().numpy()
         views = range(1, self.recipe.views + 1 if self.augment.active else 1)
         varied = [boundary.at(train, v)[0].cpu().numpy() for v in views]
         found = fit_logistic(
-            features,
+            boundary.at(train, 0)[0].cpu().numpy(),
             cohort.labels[train],
             cohort.patients[train],
             len(cohort.classes),
@@ -100,12 +102,23 @@ class Job:
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(found.weight))
             last.bias.copy_(torch.from_numpy(found.bias))
-        loss = {"train_loss": log_loss(found.probability(features), cohort.labels[train])}
-        loss |= {"held_out_loss": log_loss(found.held_out, cohort.labels[train])}
-        entry = {"fold": number, "phase": "logistic", "epoch": 0, "strength": found.strength, **loss}
+        return fitted, found
+
+    def solved(self, number: int, fold: Fold, found: Logistic) -> dict[str, Any]:
+        """What the logistic regression reaches, as an entry of the history."""
+        labels, boundary = self.run.cohort.labels[list(fold.train)], self.boundary(len(self.model.stages))
+        seen = {p.name: boundary.at(list(p), 0)[0].cpu().numpy() for p in (fold.train, fold.val) if len(p)}
+        loss = log_loss(found.probability(seen[fold.train.name]), labels)
+        entry = {"fold": number, "phase": "logistic", "epoch": -1, "strength": found.strength, "train_loss": loss}
+        entry["held_out_loss"] = log_loss(found.held_out, labels)
         if len(fold.val):
-            seen = boundary.at(list(fold.val), 0)[0].cpu().numpy()
-            entry |= self.validate(found.probability(seen), fold)
+            entry |= self.validate(found.probability(seen[fold.val.name]), fold)
+        return entry
+
+    def _write(self, number: int, fold: Fold) -> None:
+        folder = self.run.folder / f"fold-{number}"
+        fitted, found = self.solve(fold)
+        entry = self.solved(number, fold, found)
         write(folder / "held_out.json", json.dumps(found.held_out.tolist()))
         write_json(folder / "history.json", [entry])
         append(self.run.folder / "log.jsonl", entry)
@@ -140,6 +153,11 @@ class _Training:
         if model.description.dims == 2:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         state = State.start(model, self.recipe, self.folder, self.job.seed)
+        if self.recipe.start == "logistic" and not state.history:
+            fitted, found = self.job.solve(self.fold)
+            model.load_state_dict(fitted.state_dict())
+            state.begin(self.job.solved(self.number, self.fold, found), write=self.team.first)
+            self.team.wait()
         several = len(self.job.run.split.folds) > 1
         bar = tqdm(
             total=self.recipe.epochs,
@@ -281,7 +299,7 @@ class _Training:
     def _conclude(self, state: State) -> None:
         """The best checkpoint, or the average of the best ones if validation is not worse, becomes the fold's model."""
         best = state.kept[0][1]
-        phase = next(p for p in self.recipe.phases() if p[0] <= best < p[1])
+        phase = next((p for p in self.recipe.phases() if p[0] <= best < p[1]), (-1, 0))
         stages = self.recipe.trainable(best, list(state.model.stages))
         boundary = self.job.boundary(len(state.model.stages) - len(stages))
         chosen, loss = [best], state.best

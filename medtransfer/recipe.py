@@ -45,6 +45,9 @@ class Recipe(BaseModel):
         Factor from each stage to the one before it, so that early layers move least.
     freeze_epochs : int
         Epochs in which only the head learns, on features computed once.
+    start : {'random', 'logistic'}
+        Where the head starts: small random weights, or the logistic regression of method ``logistic``, which then
+        stays the result unless validation gets better.
     unfreeze_from : str or None
         First stage that learns afterwards; None lets all of them learn. What lies before it is computed once.
     batch_size : int
@@ -105,6 +108,7 @@ class Recipe(BaseModel):
     backbone_lr_scale: Share = 0.1
     layer_decay: Share = 0.75
     freeze_epochs: Annotated[int, Field(ge=0)] = 5
+    start: Literal["random", "logistic"] = "random"
     unfreeze_from: str | None = None
     batch_size: Count = 16
     accumulate: Count = 1
@@ -139,10 +143,9 @@ class Recipe(BaseModel):
         ('logistic', 40)
         """
         if task == "segmentation":
+            whole = cls(method="full", freeze_epochs=0, lr=1e-3, backbone_lr_scale=1, layer_decay=1, schedule="poly")
             few = {"batch_size": 2 if dims == 3 else 8, "epochs": max(20, min(200, 40000 // n))}
-            return cls(
-                method="full", freeze_epochs=0, lr=1e-3, backbone_lr_scale=1, layer_decay=1, schedule="poly", **few
-            )
+            return whole.model_copy(update=few)
         if n < 50:
             return cls(method="logistic")
         batch = 8 if n < 200 or dims == 3 else 16 if n < 2000 else 32

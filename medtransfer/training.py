@@ -134,6 +134,12 @@ class State:
             for name, value in held.items():
                 names[name].copy_(value)
 
+    def begin(self, entry: dict[str, Any], *, write: bool = True) -> None:
+        """Count a model that was solved for, not trained, as the epoch before the first."""
+        self.history.append(entry)
+        self.epoch = -1
+        self.next_epoch(entry["val_loss"], write=write)
+
     def next_epoch(self, loss: float, *, write: bool = True) -> None:
         """Keep the weights if they are among the best, and count on."""
         better = loss < self.best

@@ -184,8 +184,8 @@ def test_the_plan_counts_what_learns():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"average": 3, "ema": 0.5}, {"tune": "lora"}, {"focal": 2.0, "class_weights": 0.9, "mixup": 0.2, "views": 2}],
-    ids=["average and ema", "lora", "losses and views"],
+    [{"average": 3, "ema": 0.5}, {"tune": "lora"}, {"start": "logistic"}, {"focal": 2.0, "class_weights": 0.9, "mixup": 0.2, "views": 2}],
+    ids=["average and ema", "lora", "logistic start", "losses and views"],
 )
 def test_every_way_goes_on_exactly_after_an_interruption(cohort, tmp_path, monkeypatch, settings):
     from medtransfer.errors import Interrupted
@@ -269,6 +269,18 @@ def test_logistic_regression_learns_from_views(tmp_path):
     rng = [r.predict(r.split.val).probability for r in (plain, views)]
     assert not np.array_equal(*rng)
     assert (views.folder / "fold-0" / "held_out.json").is_file()
+
+
+def test_fine_tuning_from_logistic_regression_is_never_worse_on_validation(cohort, tmp_path):
+    solved = train(tmp_path, "a", cohort, Recipe(method="logistic"))
+    broken = Recipe(**BASE | {"start": "logistic", "freeze_epochs": 0, "lr": 3.0, "backbone_lr_scale": 1, "warmup": 0})
+    kept = train(tmp_path, "b", cohort, broken)
+    a, b = final(solved), final(kept)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert kept.record()["history"][0]["phase"] == "logistic"
+    better = train(tmp_path, "c", cohort, Recipe(**BASE | {"start": "logistic", "lr": 1e-4}))
+    history = better.record()["history"]
+    assert min(e["val_loss"] for e in history) <= history[0]["val_loss"] == solved.record()["history"][0]["val_loss"]
 
 
 @pytest.mark.parametrize(
