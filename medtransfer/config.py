@@ -185,6 +185,8 @@ class Experiment:
         settings: dict[str, Any] = {}
         for section, kind in kinds.items():
             given = values.get(section)
+            if section == "augment" and isinstance(given, str):
+                given = {"modality": given}
             if section == "recipe" and given is None:
                 settings[section] = None
                 continue

@@ -94,6 +94,7 @@ def fit_logistic(
     patients: NDArray[np.str_],
     classes: int,
     *,
+    varied: NDArray[np.floating] | None = None,
     balanced: bool = False,
     seed: int = 0,
     inner: int = 5,
@@ -107,6 +108,8 @@ def fit_logistic(
     labels : ndarray (n,) of int
     patients : ndarray (n,) of str
         Who each case is of; a patient stays in one inner fold.
+    varied : ndarray (views, n, width) or None
+        Features of augmented views of the same cases; they are learned from, and never held out.
     balanced : bool
         Weigh classes inversely to their frequency.
     inner : int
@@ -118,13 +121,20 @@ def fit_logistic(
     fewest = min(len(set(patients[labels == c])) for c in range(classes))
     folds = StratifiedGroupKFold(max(2, min(inner, fewest)), shuffle=True, random_state=seed)
     held_out = np.zeros((len(strengths), len(labels), classes))
+    views = [raw, *([] if varied is None else varied.astype(np.float64))]
+
+    def learned(part: NDArray[np.int64], strengths: Sequence[float]) -> list[tuple[Floats, Floats]]:
+        rows = np.concatenate([view[part] for view in views])
+        scale = tuple(s / len(views) for s in strengths)  # views make no more of the evidence
+        return _path(rows, np.tile(labels[part], len(views)), classes, balanced, scale)
+
     for fit, rest in folds.split(raw, labels, patients):
-        for i, (weight, bias) in enumerate(_path(raw[fit], labels[fit], classes, balanced, strengths)):
+        for i, (weight, bias) in enumerate(learned(fit, strengths)):
             held_out[i, rest] = softmax(raw[rest] @ weight.T + bias)
     chosen = np.take_along_axis(held_out, labels[None, :, None], axis=2)[..., 0]
     losses = -np.log(np.clip(chosen, 1e-12, None)).mean(axis=1)
     best = int(np.argmin(losses))
-    weight, bias = _path(raw, labels, classes, balanced, strengths[: best + 1])[-1]
+    weight, bias = learned(np.arange(len(labels)), strengths[: best + 1])[-1]
     return Logistic(weight, bias, float(strengths[best]), held_out[best])
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: one readable loop, from a model and a cohort to a run folder.
+"""Fine-tuning, from a model and a cohort to a run folder.
 
 Randomness is drawn from (seed, fold, epoch, step), never from what happened before: a run that was
 interrupted and went on ends in the same bytes as one that was not.
@@ -6,43 +6,29 @@ interrupted and went on ends in the same bytes as one that was not.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
 from medtransfer.cohort import Cohort
-from medtransfer.errors import ConfigError, DataError, Interrupted
-from medtransfer.features import fit_logistic, frozen_features, softmax
-from medtransfer.metrics.classification import auroc
+from medtransfer.errors import ConfigError
+from medtransfer.loop import Job
 from medtransfer.model import Model
-from medtransfer.predict import probabilities
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
-from medtransfer.run import (
-    Run,
-    begin,
-    environment,
-    finish,
-    save_checkpoint,
-    write,
-    write_json,
-)
-from medtransfer.split import Fold, Split
-from medtransfer.training import State, Stop, class_weights, generator_of, log_loss, stopping
+from medtransfer.run import Run, begin, environment, finish, save_checkpoint
+from medtransfer.split import Split
+from medtransfer.team import Team
+from medtransfer.training import stopping
+from medtransfer.tuned import Normalisation
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def fit(
@@ -56,6 +42,9 @@ def fit(
     augment: Augment | None = None,
     seed: int = 0,
     accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    precision: Precision = "32-true",
     progress: bool = True,
 ) -> Run:
     """Fine-tune a model on the training part of each fold; the model passed in stays as it is.
@@ -74,6 +63,11 @@ def fit(
         Of the order of cases, of augmentation and dropout.
     accelerator : str
         ``'auto'``, ``'cpu'``, ``'cuda'`` or ``'mps'``.
+    devices, nodes : int
+        Processes a machine, and machines: start that many with ``torchrun`` or ``srun``. A step and its batch stay
+        what they are; each process computes its share.
+    precision : {'32-true', 'bf16-mixed'}
+        Of what learns; weights, frozen features and evaluation stay float32.
 
     Raises
     ------
@@ -82,7 +76,7 @@ def fit(
     RunError
         Where the folder cannot be used.
     Interrupted
-        After Ctrl-C or SIGTERM, with a checkpoint on disk: the same call goes on from there.
+        After Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint on disk: the same call goes on from there.
     """
     from lightning_fabric import Fabric
 
@@ -101,204 +95,37 @@ def fit(
         "recipe": recipe.model_dump(),
         "seed": seed,
     }
+    asked |= {} if precision == "32-true" else {"precision": precision}
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision=precision,
+    )
+    fabric.launch()
+    team = Team(fabric)
+    if team.first:
+        begin(out, asked, cohort, split)
+    team.wait()
     complete = begin(out, asked, cohort, split)
-    fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
-    run = Run(out, cohort, split, prepare, str(fabric.device), progress)
+    run = Run(out, cohort, split, prepare, str(fabric.device), progress and team.first)
     if complete:
         return run
     started = time.monotonic()
-    if recipe.method == "finetune" and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
+    job = Job(team, run, model, recipe, augment, seed)
+    if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
-    job = _Job(fabric, run, recipe, augment, seed)
     with torch.random.fork_rng(), stopping() as stop:
         for number, fold in enumerate(split.folds):
-            if (
-                not (out / f"fold-{number}" / "model.safetensors").is_file()
-                or (out / f"fold-{number}" / "open").is_file()
-            ):
-                job.fit_fold(model, number, fold, stop)
-    run.describe(_facts(model, run, recipe, seed, time.monotonic() - started))
-    finish(out)
+            if not (out / f"fold-{number}" / "model.safetensors").is_file():
+                job.fit_fold(number, fold, stop)
+            team.wait()
+    if team.first:
+        run.describe(_facts(model, run, recipe, seed, time.monotonic() - started))
+        finish(out)
+    team.wait()
     return run
-
-
-@dataclass
-class _Job:
-    """What stays the same over the folds of one call."""
-
-    fabric: Fabric
-    run: Run
-    recipe: Recipe
-    augment: Augment
-    seed: int
-    features: NDArray[np.float32] | None = field(default=None, repr=False)
-
-    def fit_fold(self, model: Model, number: int, fold: Fold, stop: Stop) -> None:
-        """Train one fold's model into its folder."""
-        self.run.prepared.load(range(len(self.run.cohort)))
-        if self.features is None and (self.recipe.method != "finetune" or self.recipe.freeze_epochs):
-            everyone = range(len(self.run.cohort))
-            self.features = frozen_features(
-                copy.deepcopy(model), self.run.prepared, everyone, device=self.fabric.device, progress=self.run.progress
-            )
-        if self.recipe.method == "logistic":
-            self._fit_logistic(model, number, fold)
-        else:
-            self._fit_epochs(model, number, fold, stop)
-
-    def _fit_logistic(self, model: Model, number: int, fold: Fold) -> None:
-        assert self.features is not None
-        folder, cohort, train = self.run.folder / f"fold-{number}", self.run.cohort, list(fold.train)
-        found = fit_logistic(
-            self.features[train],
-            cohort.labels[train],
-            cohort.patients[train],
-            len(cohort.classes),
-            balanced=self.recipe.class_weights,
-            seed=self.seed,
-        )
-        fitted = copy.deepcopy(model)
-        last = fitted.head[-1]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            last.weight.copy_(torch.from_numpy(found.weight))
-            last.bias.copy_(torch.from_numpy(found.bias))
-        losses = {"train_loss": log_loss(found.probability(self.features[train]), cohort.labels[train])}
-        losses |= {"held_out_loss": log_loss(found.held_out, cohort.labels[train])}
-        entry = {"fold": number, "phase": "logistic", "epoch": 0, "strength": found.strength, **losses}
-        if len(fold.val):
-            entry |= self._validate(found.probability(self.features[list(fold.val)]), fold)
-        write(folder / "held_out.json", json.dumps(found.held_out.tolist()))
-        write_json(folder / "history.json", [entry])
-        save_checkpoint(folder / "model.safetensors", fitted.state_dict(), {"description": model.description.to_json()})
-
-    def _validate(self, chances: NDArray[np.float64], fold: Fold) -> dict[str, float | None]:
-        labels = self.run.cohort.labels[list(fold.val)]
-        area = float(auroc(labels == 1, chances[:, 1])) if chances.shape[1] == 2 else None
-        return {"val_loss": log_loss(chances, labels), "val_auroc": area}
-
-    def _fit_epochs(self, model: Model, number: int, fold: Fold, stop: Stop) -> None:
-        from tqdm import tqdm
-
-        folder, recipe = self.run.folder / f"fold-{number}", self.recipe
-        folder.mkdir(exist_ok=True)
-        write(folder / "open", "")
-        state = State.start(copy.deepcopy(model), folder / "last.safetensors", recipe)
-        stop.listening = True
-        bar = tqdm(
-            total=recipe.epochs,
-            initial=state.epoch,
-            desc=f"fold {number}" if len(self.run.split.folds) > 1 else "train",
-            unit="epoch",
-            disable=None if self.run.progress else True,
-        )
-        with bar:
-            while state.go_on(recipe):
-                self._epoch(state, number, fold, stop)
-                entry = state.history[-1]
-                if entry["val_loss"] < state.best:
-                    state.best, state.waited = entry["val_loss"], 0
-                    facts = {"description": model.description.to_json(), "epoch": str(state.epoch)}
-                    save_checkpoint(folder / "model.safetensors", state.model.state_dict(), facts)
-                else:
-                    state.waited += 1
-                state.next_epoch()
-                state.save(folder / "last.safetensors")
-                bar.update()
-                bar.set_postfix(val_loss=f"{entry['val_loss']:.3f}", best=f"{state.best:.3f}")
-        stop.listening = False
-        write_json(folder / "history.json", state.history)
-        (folder / "open").unlink()
-
-    def _epoch(self, state: State, number: int, fold: Fold, stop: Stop) -> None:
-        recipe, cohort = self.recipe, self.run.cohort
-        train = np.array(fold.train)
-        stages = recipe.trainable(state.epoch, list(state.model.stages))
-        model = state.model.to(self.fabric.device)
-        phase = next(p for p in recipe.phases() if p[0] <= state.epoch < p[1])
-        state.enter(phase, recipe, self.run.folder / f"fold-{number}" / "model.safetensors")
-        model.train_only(stages, frozen_norms=recipe.frozen_norms).train()
-        order = train[torch.randperm(len(train), generator=generator_of(self.seed, number, state.epoch)).numpy()]
-        batches = [order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2:] = [np.concatenate(batches[-2:])]  # batch statistics need two
-        weight = class_weights(cohort.labels[train], len(cohort.classes)) if recipe.class_weights else None
-        while state.step < len(batches):
-            if stop.is_set():
-                state.save(self.run.folder / f"fold-{number}" / "last.safetensors")
-                raise Interrupted(
-                    f"stopped in fold {number}, epoch {state.epoch}, step {state.step}; everything is saved",
-                    where=self.run.folder.name,
-                    fix="run the same command again: it goes on from here",
-                )
-            self._step(state, number, batches, phase, weight)
-        mean_loss = state.loss_sum / len(order)
-        if stages:
-            chances = probabilities(model, self.run.prepared, fold.val, device=self.fabric.device)
-        else:
-            chances = self._head_only(model, fold)
-        name = "fine-tuning" if stages else "head"
-        state.history.append(
-            {
-                "fold": number,
-                "phase": name,
-                "epoch": state.epoch,
-                "train_loss": mean_loss,
-                **self._validate(chances, fold),
-            }
-        )
-
-    def _step(
-        self,
-        state: State,
-        number: int,
-        batches: list[NDArray[np.int64]],
-        phase: tuple[int, int],
-        weight: Tensor | None,
-    ) -> None:
-        batch, device, model = batches[state.step], self.fabric.device, state.model
-        generator = generator_of(self.seed, number, state.epoch, state.step)
-        torch.manual_seed(generator.initial_seed())  # dropout has no generator of its own
-        factor = self.recipe.lr_factor(
-            (state.epoch - phase[0]) * len(batches) + state.step, (phase[1] - phase[0]) * len(batches)
-        )
-        for group in state.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        labels = torch.from_numpy(self.run.cohort.labels[batch]).to(device)
-        if model.trained:
-            images = self.run.prepared.batch(batch)
-            if self.augment.active:
-                images = self.augment.sample(len(images), images.ndim - 2, generator)(images, generator)
-            logits = model(images.to(device))
-        else:
-            assert self.features is not None
-            logits = model.head(torch.from_numpy(self.features[batch]).to(device))
-        loss = F.cross_entropy(
-            logits,
-            labels,
-            weight=None if weight is None else weight.to(device),
-            label_smoothing=self.recipe.label_smoothing,
-        )
-        if not torch.isfinite(loss):
-            raise DataError(
-                "the loss is not finite",
-                where=f"fold {number}, epoch {state.epoch}, step {state.step}",
-                got=f"{loss.item()}",
-                fix="lower recipe.lr",
-            )
-        state.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
-        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.recipe.clip)
-        state.optimizer.step()
-        state.loss_sum += float(loss.detach()) * len(batch)
-        state.step += 1
-
-    def _head_only(self, model: Model, fold: Fold) -> NDArray[np.float64]:
-        assert self.features is not None
-        model.eval()
-        with torch.inference_mode():
-            logits = model.head(torch.from_numpy(self.features[list(fold.val)]).to(self.fabric.device))
-        return softmax(logits.double().cpu().numpy())
 
 
 def _digest(model: Model) -> str:
@@ -321,7 +148,23 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
             got=f"size {prepare.size}",
             fix=f"dims: {prepare.dims}",
         )
-    if recipe.method == "logistic" and len(model.head) > 1:
+    if recipe.unfreeze_from is not None and recipe.unfreeze_from not in model.stages:
+        raise ConfigError(
+            f"there is no stage '{recipe.unfreeze_from}'",
+            where="recipe.unfreeze_from",
+            got=f"stages {', '.join(model.stages)}",
+        )
+    if (
+        recipe.tune == "norms"
+        and recipe.learns
+        and not any(
+            isinstance(m, Normalisation)
+            for s in recipe.trainable(recipe.epochs - 1, list(model.stages))
+            for m in model.stages[s].modules()
+        )
+    ):
+        raise ConfigError("the stages that learn have no normalisation", where="recipe.tune", fix="tune: all")
+    if "logistic" in (recipe.method, recipe.start) and sum(isinstance(m, nn.Linear) for m in model.head) > 1:
         raise ConfigError(
             "logistic regression needs a linear head", where="model.head", fix="leave head out, or method: probe"
         )
@@ -330,12 +173,6 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
             f"method {recipe.method} stops on a validation part, and the split has none",
             where="split.val",
             fix="val: 0.15, or method: logistic",
-        )
-    if recipe.unfreeze_from is not None and recipe.unfreeze_from not in model.stages:
-        raise ConfigError(
-            f"there is no stage '{recipe.unfreeze_from}'",
-            where="recipe.unfreeze_from",
-            got=f"stages {', '.join(model.stages)}",
         )
     if (windows := prepare.window_hu) and len(windows) != d.in_channels:
         raise ConfigError(
@@ -349,7 +186,8 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
 def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) -> dict[str, object]:
     """What the report says about the model and how it was trained."""
     d, final = model.description, run.model(0)
-    learned = [] if recipe.method != "finetune" else list(recipe.trainable(recipe.epochs - 1, list(model.stages)))
+    learned = list(recipe.trainable(recipe.epochs - 1, list(model.stages)))
+    plan = recipe.describe(model)
     history = [
         entry
         for number in range(len(run.split.folds))
@@ -364,8 +202,7 @@ def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) ->
             "sha256": d.weights["sha256"],
             "licence": d.weights["licence"],
             "parameters": sum(p.numel() for p in final.parameters()),
-            "trainable": sum(p.numel() for p in final.head.parameters())
-            + sum(p.numel() for s in learned for p in final.stages[s].parameters()),
+            "trainable": plan[-1]["parameters"],
             "dims": d.dims,
             "in_channels": d.in_channels,
             "input": f"{d.in_channels} × {size}",
@@ -378,6 +215,7 @@ def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) ->
             "trained": learned,
         },
         "recipe": recipe.model_dump(),
+        "plan": plan,
         "history": history,
         "environment": environment(),
         "seed": seed,

@@ -135,13 +135,17 @@ class Model(nn.Module):
         return x.transpose(1, 2)
 
     def _pooled(self, x: Tensor) -> Tensor:
-        pooled = []
-        for name, stage in self.stages.items():
+        return self.walk(x, list(self.stages))[0]
+
+    def walk(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Through some stages in a row: what is pooled on the way, ``[n, width]``, and what comes out of the last."""
+        pooled = [x.new_zeros(len(x), 0)]
+        for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
-                x = stage(x)
+                x = self.stages[name](x)
             if name in self.description.pool_from:
                 pooled += _pool(x, self.description.pool, architecture(self.description.arch).has_token)
-        return torch.cat(pooled, 1)
+        return torch.cat(pooled, 1), x
 
     def maps(self, x: Tensor, stage: str) -> Tensor:
         """Feature maps ``[n, width, ...]`` after a stage; tokens of a transformer are laid out as the image they cover.

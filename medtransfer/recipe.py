@@ -1,15 +1,21 @@
-"""How a model is fine-tuned: which stages learn when, and how fast. Pure functions of sizes and steps."""
+"""How a model is fine-tuned: which parts learn when, and how fast. Pure functions of sizes and steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from medtransfer.model import Model
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Tune = Literal["all", "norms", "biases", "lora"]
+Task = Literal["classification", "segmentation"]
 
 
 class Recipe(BaseModel):
@@ -17,11 +23,18 @@ class Recipe(BaseModel):
 
     Parameters
     ----------
-    method : {'logistic', 'probe', 'finetune'}
+    method : {'logistic', 'probe', 'finetune', 'full'}
         ``logistic``: frozen features and L2 logistic regression, its strength chosen by inner
         patient-grouped cross-validation. ``probe``: the new head alone learns by gradient descent on
         frozen features. ``finetune``: the head first (``freeze_epochs``), then the stages from
         ``unfreeze_from`` on as well (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054).
+        ``full``: the same with every stage.
+    tune : {'all', 'norms', 'biases', 'lora'}
+        What learns in a stage that learns: every parameter; scale and shift of the normalisation (Frankle
+        et al. 2021, arXiv 2003.00152); biases and shifts; or low-rank additions to the weights of linear
+        and convolution layers (Hu et al. 2021, arXiv 2106.09685), merged into the weights that are saved.
+    lora_rank : int
+        Rank of these additions.
     epochs : int
         Passes over the training cases, frozen ones included.
     lr : float
@@ -32,25 +45,50 @@ class Recipe(BaseModel):
         Factor from each stage to the one before it, so that early layers move least.
     freeze_epochs : int
         Epochs in which only the head learns, on features computed once.
+    start : {'random', 'logistic'}
+        Where the head starts: small random weights, or the logistic regression of method ``logistic``, which then
+        stays the result unless validation gets better.
     unfreeze_from : str or None
-        First stage that learns afterwards; None lets all of them learn.
+        First stage that learns afterwards; None lets all of them learn. What lies before it is computed once.
     batch_size : int
-        Cases a step.
+        Cases in memory at once.
+    accumulate : int
+        Batches whose gradients are added up before the weights move.
+    schedule : {'cosine', 'one_cycle', 'poly'}
+        How the rate falls after the warm-up: half a cosine; the same from a slower start (Smith 2018,
+        arXiv 1803.09820); or ``(1 - t) ** 0.9`` (nnU-Net).
+    warmup : float
+        Share of the steps of a phase in which the rate rises.
     weight_decay : float
         Of AdamW; not for biases and normalisation.
-    warmup : float
-        Share of the steps of a phase in which the rate rises linearly; it falls as a cosine after.
     clip : float
         Largest norm of the gradient.
     patience : int
-        Epochs without a better validation loss after which training stops.
-    class_weights : bool
-        Weigh classes inversely to their frequency in training. Off by default: it distorts the
-        probabilities, and a threshold chosen on validation does the same for the operating point.
+        Epochs without a better validation loss after which a phase ends.
+    average : int
+        How many of the best checkpoints are averaged, greedily: one that makes validation worse is left out
+        (Wortsman et al. 2022, arXiv 2203.05482).
+    ema : float
+        Decay a step of an exponential moving average of the weights, which is then what is validated and kept; 0: none.
+    class_weights : float
+        0 counts every case alike, 1 (or true) weighs classes inversely to their frequency, between them beta of
+        the effective number of samples (Cui et al. 2019, arXiv 1901.05555). Off by default: it distorts
+        the probabilities, and a threshold chosen on validation does the same for the operating point.
     label_smoothing : float
         Share of the target spread over all classes.
+    focal : float
+        Exponent by which well-classified cases count less (Lin et al. 2017, arXiv 1708.02002); 0: cross-entropy.
+    mixup : float
+        Both parameters of the beta distribution from which two cases are mixed, at the input of the first
+        layer that learns (Zhang et al. 2018, arXiv 1710.09412; Verma et al. 2019, arXiv 1806.05236); 0: none.
+    views : int
+        Augmented views of each training case, used in turn; what is frozen sees each of them once. 0: a new view
+        every epoch, which leaves nothing to be computed once where images vary.
+    cache : {'float32', 'float16', 'off'}
+        How the activations at the border of what is frozen are kept; float16 halves their size.
     frozen_norms : bool
-        Keep the statistics of batch normalisation as pretrained in learning stages too.
+        Keep batch normalisation as pretrained in learning stages too: statistics always, scale and shift unless
+        ``tune`` names them.
 
     Examples
     --------
@@ -62,39 +100,62 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: Literal["logistic", "probe", "finetune"] = "finetune"
-    epochs: Annotated[int, Field(ge=1)] = 40
+    method: Literal["logistic", "probe", "finetune", "full"] = "finetune"
+    tune: Tune = "all"
+    lora_rank: Count = 8
+    epochs: Count = 40
     lr: Positive = 3e-4
     backbone_lr_scale: Share = 0.1
     layer_decay: Share = 0.75
     freeze_epochs: Annotated[int, Field(ge=0)] = 5
+    start: Literal["random", "logistic"] = "random"
     unfreeze_from: str | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    batch_size: Count = 16
+    accumulate: Count = 1
+    schedule: Literal["cosine", "one_cycle", "poly"] = "cosine"
     warmup: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     clip: Positive = 1.0
-    patience: Annotated[int, Field(ge=1)] = 10
-    class_weights: bool = False
+    patience: Count = 10
+    average: Count = 1
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: Share = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    focal: Annotated[float, Field(ge=0)] = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    views: Annotated[int, Field(ge=0)] = 0
+    cache: Literal["float32", "float16", "off"] = "float32"
     frozen_norms: bool = True
 
-    @classmethod
-    def for_size(cls, n: int) -> Recipe:
-        """A recipe for n training cases: the fewer there are, the less of the network moves.
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.method == "full" and self.unfreeze_from is not None:
+            raise ValueError("method full lets every stage learn; with unfreeze_from it is method finetune")
+        return self
 
-        Below 50 cases frozen features with logistic regression; above, linear probing then
-        fine-tuning with epochs that keep the number of steps between about 600 and 3000.
+    @classmethod
+    def for_size(cls, n: int, dims: Literal[2, 3] = 2, task: Task = "classification") -> Recipe:
+        """A recipe for n training cases; :func:`medtransfer.reasons.reasons` says why each choice was made.
 
         Examples
         --------
         >>> Recipe.for_size(40).method, Recipe.for_size(400).epochs
         ('logistic', 40)
         """
+        if task == "segmentation":
+            whole = cls(method="full", freeze_epochs=0, lr=1e-3, backbone_lr_scale=1, layer_decay=1, schedule="poly")
+            few = {"batch_size": 2 if dims == 3 else 8, "epochs": max(20, min(200, 40000 // n))}
+            return whole.model_copy(update=few)
         if n < 50:
             return cls(method="logistic")
-        batch = 8 if n < 200 else 16 if n < 2000 else 32
+        batch = 8 if n < 200 or dims == 3 else 16 if n < 2000 else 32
         epochs = max(10, min(40, 3000 * batch // n))
         return cls(batch_size=batch, epochs=epochs, freeze_epochs=max(2, epochs // 8), patience=max(4, epochs // 4))
+
+    @property
+    def learns(self) -> bool:
+        """Whether any stage of the backbone ever learns."""
+        return self.method in ("finetune", "full") and self.freeze_epochs < self.epochs
 
     def phases(self) -> tuple[tuple[int, int], ...]:
         """First and last-but-one epoch of each phase: the head alone, then with the backbone.
@@ -104,15 +165,25 @@ class Recipe(BaseModel):
         >>> Recipe(epochs=10, freeze_epochs=3).phases(), Recipe(method="probe", epochs=10).phases()
         (((0, 3), (3, 10)), ((0, 10),))
         """
-        turn = self.epochs if self.method == "probe" else min(self.freeze_epochs, self.epochs)
+        turn = self.freeze_epochs if self.learns else self.epochs
         return tuple((a, b) for a, b in ((0, turn), (turn, self.epochs)) if a < b)
 
     def trainable(self, epoch: int, stages: Sequence[str]) -> tuple[str, ...]:
         """Stages that learn in an epoch, besides the head."""
-        if self.method != "finetune" or epoch < self.freeze_epochs:
+        if not self.learns or epoch < self.freeze_epochs:
             return ()
         first = 0 if self.unfreeze_from is None else list(stages).index(self.unfreeze_from)
         return tuple(stages[first:])
+
+    def view(self, epoch: int) -> int:
+        """Which augmented view, counted from 1, the training cases show in an epoch.
+
+        Examples
+        --------
+        >>> [Recipe(views=3).view(e) for e in range(5)], [Recipe().view(e) for e in range(3)]
+        ([1, 2, 3, 1, 2], [1, 2, 3])
+        """
+        return 1 + (epoch % self.views if self.views else epoch)
 
     def stage_lr(self, stages: Sequence[str]) -> dict[str, float]:
         """Peak learning rate of each stage.
@@ -126,15 +197,46 @@ class Recipe(BaseModel):
         return {s: self.lr * self.backbone_lr_scale * self.layer_decay ** (last - i) for i, s in enumerate(stages)}
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Share of the peak learning rate at a step of a phase: linear warm-up, then half a cosine to zero.
+        """Share of the peak learning rate at a step of a phase.
 
         Examples
         --------
         >>> recipe = Recipe(warmup=0.1)
         >>> [round(recipe.lr_factor(s, 100), 3) for s in (0, 9, 10, 55, 99)]
         [0.1, 1.0, 1.0, 0.5, 0.0]
+        >>> [round(Recipe(warmup=0.3, schedule="one_cycle").lr_factor(s, 100), 3) for s in (0, 15, 30, 65, 99)]
+        [0.04, 0.52, 1.0, 0.5, 0.001]
         """
         rise = round(self.warmup * steps)
         if step < rise:
+            if self.schedule == "one_cycle":
+                return 1 - 0.96 * 0.5 * (1 + math.cos(math.pi * step / rise))
             return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        t = (step - rise) / max(1, steps - rise)
+        return float((1 - t) ** 0.9) if self.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * t))
+
+    def describe(self, model: Model) -> list[dict[str, object]]:
+        """What will be trained when, one entry a phase: epochs, stages, parameters that learn, peak rates."""
+        from medtransfer.tuned import Adapters, learning
+
+        stages, found = list(model.stages), []
+        if self.method == "logistic":
+            count = sum(p.numel() for p in model.head.parameters())
+            return [{"epochs": "none: solved", "learns": ["head"], "parameters": count, "computed_once": stages}]
+        rates = self.stage_lr(stages)
+        for first, end in self.phases():
+            chosen = self.trainable(first, stages)
+            parameters = sum(p.numel() for _, p in learning(model, chosen, self.tune, self.frozen_norms))
+            if chosen and self.tune == "lora":
+                parameters += sum(p.numel() for p in Adapters(model, chosen, self.lora_rank, seed=0).parameters())
+            found.append(
+                {
+                    "epochs": f"{first + 1} to {end}",
+                    "learns": [*chosen, "head"],
+                    "tune": self.tune if chosen else "head",
+                    "parameters": parameters,
+                    "lr": {s: rates[s] for s in chosen} | {"head": self.lr},
+                    "computed_once": stages[: len(stages) - len(chosen)],
+                }
+            )
+        return found

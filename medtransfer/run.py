@@ -261,6 +261,15 @@ def write_json(path: Path, value: object) -> None:
     write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def append(path: Path, value: dict[str, Any]) -> None:
+    """Add one JSON line to a log; an epoch that was begun again stands there twice."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(value) + "\n")
+    except OSError as error:
+        raise RunError("the log cannot be written", where=path.name, got=error.strerror, fix="free space") from error
+
+
 def write_private(path: Path, cohort: Cohort) -> None:
     """The map from pseudonyms back to the user's ids and files; mode 0600, for no export."""
     text = io.StringIO()

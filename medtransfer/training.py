@@ -1,4 +1,4 @@
-"""Where the training of one fold stands: counters, optimizer, and how a signal stops it."""
+"""Where the training of one fold stands: counters, optimizer, checkpoints, and how a signal stops it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from medtransfer.cache import fingerprint
 from medtransfer.model import Model
 from medtransfer.recipe import Recipe
 from medtransfer.run import read_checkpoint, save_checkpoint
+from medtransfer.tuned import Adapters
+
+_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history")
 
 
 class Stop(threading.Event):
@@ -29,95 +32,178 @@ class Stop(threading.Event):
 
 @dataclass
 class State:
-    """Where the training of one fold stands; saved and read back exactly."""
+    """Where the training of one fold stands; saved and read back exactly.
+
+    ``kept`` lists validation loss and epoch of the checkpoints that are kept, best first. A kept file is named by its
+    epoch and never changed, and none is removed before ``last`` no longer needs it: whenever the process
+    is killed, ``last`` and the files it names fit together.
+    """
 
     model: Model
-    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    folder: Path
+    seed: int
+    optimizer: torch.optim.Optimizer = field(init=False)
+    adapters: Adapters | None = None
+    shadow: dict[str, Tensor] = field(default_factory=dict)
     phase: tuple[int, int] | None = None
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    best: float = float("inf")
+    kept: list[tuple[float, int]] = field(default_factory=list)
     waited: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, model: Model, last: Path, recipe: Recipe) -> State:
+    def start(cls, model: Model, recipe: Recipe, folder: Path, seed: int) -> State:
         """From the beginning, or from where the last checkpoint stands."""
-        state = cls(model, optimizer_of(model, recipe))
+        state = cls(model, recipe, folder, seed)
+        last = folder / "last.safetensors"
         if not last.is_file():
+            state._equip()
             return state
         tensors, facts = read_checkpoint(last)
-        model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         for name, value in json.loads(facts["state"]).items():
             setattr(state, name, tuple(value) if name == "phase" and value else value)
-        names = dict(model.named_parameters())
-        for key, value in tensors.items():
-            if key.startswith("optim."):
-                slot, name = key[6:].split(":", 1)
-                state.optimizer.state[names[name]][slot] = value
+        state.kept = [(loss, epoch) for loss, epoch in state.kept]
+        state._equip()
+        model.load_state_dict(_part(tensors, "model."))
+        if state.adapters is not None:
+            state.adapters.load_state_dict(_part(tensors, "lora."))
+        for name, value in _part(tensors, "ema.").items():
+            state.shadow[name].copy_(value)
+        names = state._names()
+        for key, value in _part(tensors, "optim.").items():
+            slot, name = key.split(":", 1)
+            parameter = names[name]
+            same = value if value.ndim != parameter.ndim else torch.empty_like(parameter).copy_(value)
+            state.optimizer.state[parameter][slot] = same
         return state
 
-    def go_on(self, recipe: Recipe) -> bool:
+    @property
+    def best(self) -> float:
+        """Lowest validation loss so far."""
+        return self.kept[0][0] if self.kept else float("inf")
+
+    def go_on(self) -> bool:
         """Whether there is an epoch to do; a phase that no longer gets better gives way to the next."""
-        if self.waited >= recipe.patience:
-            later = [a for a, _ in recipe.phases() if a >= self.epoch]
+        if self.waited >= self.recipe.patience:
+            later = [a for a, _ in self.recipe.phases() if a >= self.epoch]
             if not later:
                 return False
             self.epoch, self.waited = later[0], 0
-        return self.epoch < recipe.epochs
+        return self.epoch < self.recipe.epochs
 
-    def enter(self, phase: tuple[int, int], recipe: Recipe, best: Path) -> None:
+    def enter(self, phase: tuple[int, int]) -> None:
         """A new phase starts from the best model so far, with a new optimizer that holds no old momentum."""
         if self.phase != phase:
-            if self.phase is not None and best.is_file():
-                self.model.load_state_dict(read_checkpoint(best)[0])
+            if self.kept:
+                self.model.load_state_dict(read_checkpoint(self.file(self.kept[0][1]))[0])
             self.phase, self.waited = phase, 0
-            self.optimizer = optimizer_of(self.model, recipe)
+            self._equip()
 
-    def next_epoch(self) -> None:
-        """Count on."""
+    def _equip(self) -> None:
+        """Low-rank additions, optimizer and moving average of the phase."""
+        self.adapters, self.shadow = None, {}
+        stages = self.recipe.trainable(self.phase[0], list(self.model.stages)) if self.phase else ()
+        if stages and self.recipe.tune == "lora":
+            self.adapters = Adapters(self.model, stages, self.recipe.lora_rank, seed=self.seed)
+        self.optimizer = optimizer_of(self.model, self.recipe, self.adapters)
+        if self.recipe.ema and self.phase:
+            self.shadow = {n: p.detach().clone() for n, p in self._names().items()}
+
+    def _names(self) -> dict[str, nn.Parameter]:
+        added = {} if self.adapters is None else {f"lora:{n}": p for n, p in self.adapters.named_parameters()}
+        return dict(self.model.named_parameters()) | added
+
+    def follow(self) -> None:
+        """Move the average towards the weights, after a step."""
+        for name, parameter in self._names().items() if self.shadow else ():
+            if parameter.requires_grad:
+                self.shadow[name].lerp_(parameter.detach(), 1 - self.recipe.ema)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The weights that are validated and kept: the moving average, where there is one."""
+        names = self._names()
+        held = {n: names[n].detach().clone() for n in self.shadow}
+        with torch.no_grad():
+            for name, value in self.shadow.items():
+                names[name].copy_(value)
+            yield
+            for name, value in held.items():
+                names[name].copy_(value)
+
+    def begin(self, entry: dict[str, Any], *, write: bool = True) -> None:
+        """Count a model that was solved for, not trained, as the epoch before the first."""
+        self.history.append(entry)
+        self.epoch = -1
+        self.next_epoch(entry["val_loss"], write=write)
+
+    def next_epoch(self, loss: float, *, write: bool = True) -> None:
+        """Keep the weights if they are among the best, and count on."""
+        better = loss < self.best
+        ranked = sorted([*self.kept, (loss, self.epoch)])[: self.recipe.average]
+        if write and (loss, self.epoch) in ranked:
+            with self.shown():
+                tensors = self.model.state_dict()
+                tensors = tensors if self.adapters is None else self.adapters.merge(tensors)
+                facts = {"description": self.model.description.to_json(), "epoch": str(self.epoch)}
+                save_checkpoint(self.file(self.epoch), tensors, facts)
+        self.kept = ranked
+        self.waited = 0 if better else self.waited + 1
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
 
-    def save(self, path: Path) -> None:
+    def file(self, epoch: int) -> Path:
+        """Where the weights of an epoch are kept."""
+        return self.folder / f"kept-{epoch}.safetensors"
+
+    def tidy(self, *, everything: bool = False) -> None:
+        """Remove checkpoints that nothing needs any more."""
+        needed = set() if everything else {self.file(epoch) for _, epoch in self.kept}
+        for path in set(self.folder.glob("kept-*.safetensors")) - needed:
+            path.unlink(missing_ok=True)
+
+    def save(self) -> None:
         """Model, optimizer and counters in one file."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        names = {p: n for n, p in self.model.named_parameters()}
+        tensors |= {f"ema.{k}": v for k, v in self.shadow.items()}
+        if self.adapters is not None:
+            tensors |= {f"lora.{k}": v for k, v in self.adapters.state_dict().items()}
+        names = {p: n for n, p in self._names().items()}
         parameter: Any  # the optimizer types its keys as plain tensors
         for parameter, slots in self.optimizer.state.items():
             tensors |= {f"optim.{slot}:{names[parameter]}": v for slot, v in slots.items()}
-        plain = {k: getattr(self, k) for k in ("phase", "epoch", "step", "loss_sum", "best", "waited", "history")}
-        save_checkpoint(path, tensors, {"state": json.dumps(plain)})
+        plain = {k: getattr(self, k) for k in _PLAIN}
+        save_checkpoint(self.folder / "last.safetensors", tensors, {"state": json.dumps(plain)})
 
 
-def optimizer_of(model: Model, recipe: Recipe) -> torch.optim.AdamW:
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def optimizer_of(model: Model, recipe: Recipe, adapters: Adapters | None = None) -> torch.optim.AdamW:
     """One group a stage and kind of parameter; parameters that do not learn get no gradient and stay."""
     rates = recipe.stage_lr(list(model.stages)) | {"head": recipe.lr}
-    groups = []
+    members: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, part in [*model.stages.items(), ("head", model.head)]:
-        for plain in (True, False):  # biases and normalisation are vectors and do not decay
-            members = [p for p in part.parameters() if (p.ndim > 1) == plain]
-            decay = recipe.weight_decay if plain else 0.0
-            groups.append({"params": members, "lr": rates[name], "peak_lr": rates[name], "weight_decay": decay})
-    return torch.optim.AdamW([g for g in groups if g["params"]], foreach=False)
+        for parameter in part.parameters():  # biases and normalisation are vectors and do not decay
+            decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+            members.setdefault((rates[name], decay), []).append(parameter)
+    for name, parameter in adapters.named_parameters() if adapters is not None else ():
+        stage = name.split("/")[1]
+        members.setdefault((rates[stage], recipe.weight_decay), []).append(parameter)
+    groups = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in members.items()]
+    return torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
 
 
-def generator_of(*numbers: int) -> torch.Generator:
-    """A random source for (seed, fold, epoch, step) that nothing before it has touched."""
-    seed = int(fingerprint(",".join(map(str, numbers)))[:15], 16)
-    return torch.Generator().manual_seed(seed)
-
-
-def class_weights(labels: NDArray[np.int64], classes: int) -> torch.Tensor:
-    """Weights inverse to the frequency of each class, 1 on average over the cases.
-
-    Examples
-    --------
-    >>> class_weights(np.array([0, 0, 0, 1]), 2).tolist()
-    [0.6666666865348816, 2.0]
-    """
-    counts = np.bincount(labels, minlength=classes)
-    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.float32)
+def average(files: list[Path]) -> dict[str, Tensor]:
+    """Mean of the tensors of several checkpoints; counters as in the first."""
+    found = [read_checkpoint(f)[0] for f in files]
+    return {
+        k: torch.stack([t[k].double() for t in found]).mean(0).to(v.dtype) if v.is_floating_point() else v
+        for k, v in found[0].items()
+    }
 
 
 def log_loss(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
@@ -127,7 +213,7 @@ def log_loss(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a flag while epochs run; before and after it acts as usual."""
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a flag while epochs run; before and after they act as usual."""
     stop, kept = Stop(), {}
 
     def handle(number: int, frame: object) -> None:
@@ -136,7 +222,8 @@ def stopping() -> Iterator[Stop]:
         stop.set()
 
     if threading.current_thread() is threading.main_thread():
-        kept = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        wanted = [getattr(signal, n, None) for n in ("SIGINT", "SIGTERM", "SIGUSR1")]
+        kept = {n: signal.signal(n, handle) for n in wanted if n is not None}
     try:
         yield stop
     finally:

@@ -14,7 +14,7 @@ def seeded(n=0):
 
 def vary(batch, seed=0, **settings):
     g = seeded(seed)
-    return Augment(**settings).sample(len(batch), batch.ndim - 2, g)(batch, g)
+    return Augment(**settings).sample(len(batch), batch.ndim - 2, g)(batch)
 
 
 def test_nothing_asked_changes_nothing():
@@ -27,7 +27,8 @@ def test_nothing_asked_changes_nothing():
 def test_the_same_generator_gives_the_same_images_within_range(shape):
     x = torch.rand(shape)
     settings = {"rotate_deg": 20, "zoom": 0.2, "shift": 0.1, "brightness": 0.1, "contrast": 0.2, "gamma": 0.3,
-                "noise_std": 0.1, "blur": 1.0, "flip_left_right": True}  # fmt: skip
+                "noise_std": 0.1, "blur": 1.0, "bias_field": 0.3, "low_resolution": 0.5,
+                "flip_left_right": True}  # fmt: skip
     a, b, c = vary(x, 1, **settings), vary(x, 1, **settings), vary(x, 2, **settings)
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
@@ -49,7 +50,7 @@ def test_a_quarter_turn_is_exact():
 
     x = torch.rand(1, 1, 7, 7)
     still = Augment(rotate_deg=1).sample(1, 2, seeded())
-    turned = replace(still, angle=torch.tensor([math.pi / 2]))(x, seeded())
+    turned = replace(still, angle=torch.tensor([math.pi / 2]))(x)
     assert torch.allclose(turned, torch.rot90(x, 1, (2, 3)), atol=1e-5)
 
 
@@ -58,9 +59,9 @@ def test_contrast_and_brightness_by_hand():
 
     x = torch.tensor([[[[0.4, 0.6]]]])
     still = Augment().sample(1, 2, seeded())
-    assert torch.allclose(replace(still, contrast=torch.tensor([2.0]))(x, seeded()), torch.tensor([[[[0.3, 0.7]]]]))
-    assert torch.allclose(replace(still, brightness=torch.tensor([0.1]))(x, seeded()), x + 0.1)
-    assert torch.allclose(replace(still, gamma=torch.tensor([2.0]))(x, seeded()), x**2)
+    assert torch.allclose(replace(still, contrast=torch.tensor([2.0]))(x), torch.tensor([[[[0.3, 0.7]]]]))
+    assert torch.allclose(replace(still, brightness=torch.tensor([0.1]))(x), x + 0.1)
+    assert torch.allclose(replace(still, gamma=torch.tensor([2.0]))(x), x**2)
 
 
 def test_sampled_amounts_fill_their_range_and_no_more():
@@ -72,3 +73,37 @@ def test_sampled_amounts_fill_their_range_and_no_more():
     assert v.shift.abs().max() <= 0.1
     assert 1 / 1.5 <= v.gamma.min() < v.gamma.max() <= 1.5
     assert 0 <= v.noise_std.min() < v.noise_std.max() <= 0.2
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 16, 16), (3, 2, 8, 8, 8)])
+def test_an_image_varies_alike_whatever_stands_beside_it(shape):
+    x = torch.rand(shape)
+    variation = Augment.preset("mr").sample(len(x), x.ndim - 2, seeded())
+    whole = variation(x)
+    some = torch.tensor([2, 0])
+    assert torch.allclose(variation[some](x[some]), whole[some], atol=1e-6)
+
+
+def test_one_at_a_time_changes_each_image_in_one_way():
+    v = Augment.preset("ultrasound").sample(400, 2, seeded())
+    ways = torch.stack([v.angle != 0, v.zoom != 1, v.shift.any(1), v.brightness != 0, v.contrast != 1, v.gamma != 1,
+                        v.noise_std != 0, v.blur != 0])  # fmt: skip
+    assert (ways.sum(0) == 1).all()
+    assert (ways.sum(1) > 20).all()
+
+
+def test_a_bias_field_is_smooth_and_positive():
+    flat = torch.full((8, 1, 24, 24), 0.5)
+    ratio = vary(flat, bias_field=0.3) / 0.5
+    assert math.exp(-0.3) - 1e-5 <= ratio.min() < ratio.max() <= math.exp(0.3) + 1e-5
+    assert (ratio[..., 1:] - ratio[..., :-1]).abs().max() < 0.6 / 11.5 * math.exp(0.3)  # linear between 3 nodes
+
+
+@pytest.mark.parametrize("modality", ["radiograph", "ct", "mr", "ultrasound", "mask", "none"])
+def test_presets_never_mirror(modality):
+    preset = Augment.preset(modality)
+    assert not preset.flip_left_right
+    assert preset.active == (modality != "none")
+    if modality == "ct":  # the density is the sign
+        assert preset.brightness == preset.contrast == preset.gamma == 0
+    assert len(preset.sample(2, 2, seeded()).to_record()["angle"]) == 2

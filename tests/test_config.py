@@ -60,6 +60,16 @@ def test_the_house_example_means_what_it_says():
     assert e.arguments("split") == {"val": 0.15, "test": 0.15, "folds": None, "seed": 0, "official": False}
 
 
+def test_augmentation_by_modality_stands_for_its_values():
+    short = Experiment.from_text(GOOD.replace("{rotate_deg: 10, noise_std: 0.05}", "mr"))
+    assert short.settings["augment"].bias_field > 0
+    mixed = Experiment.from_text(GOOD.replace("{rotate_deg: 10,", "{modality: ct, rotate_deg: 3,"))
+    assert mixed.settings["augment"].rotate_deg == 3
+    assert mixed.settings["augment"].blur > 0
+    with pytest.raises(ConfigError, match="line 4"):
+        Experiment.from_text(GOOD.replace("{rotate_deg: 10, noise_std: 0.05}", "x-ray"))
+
+
 def test_paths_do_not_stand_in_the_shared_config():
     e = Experiment.from_text(GOOD.replace("cohort.csv", "jane_doe/cohort.csv").replace("root: data", "root: ward7"))
     assert "jane" not in e.resolved()

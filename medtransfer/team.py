@@ -1,0 +1,71 @@
+"""Several processes that train one model: each computes its share of every step, and all end in the same weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Team:
+    """This process among its peers; alone, everything here does nothing.
+
+    Gradients are summed over the processes in one message a step, so that low-rank additions, folded
+    normalisation and cached activations need no wrapper around the model.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.fabric, self.rank, self.size = fabric, int(fabric.global_rank), int(fabric.world_size)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This process's part of some cases."""
+        return indices[self.rank :: self.size]
+
+    def sum(self, value: float) -> float:
+        """Sum of a number over the processes."""
+        if self.size == 1:
+            return value
+        whole = torch.tensor([value], dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(whole)
+        return float(whole)
+
+    def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Add up the gradients of all processes."""
+        if self.size == 1:
+            return
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([g.flatten() for g in found])
+        torch.distributed.all_reduce(flat)
+        for parameter, part in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
+
+    def gather(self, part: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+        """Rows that the processes computed for their shares, each exactly once and in the order of the cases."""
+        if self.size == 1:
+            return part
+        parts: list[NDArray[np.float64]] = [part] * self.size
+        torch.distributed.all_gather_object(parts, part)
+        whole = np.empty((n, *part.shape[1:]), part.dtype)
+        for rank, rows in enumerate(parts):
+            whole[rank :: self.size] = rows
+        return whole
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.fabric.device  # type: ignore[no-any-return]
