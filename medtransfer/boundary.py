@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from medtransfer.dataset import Prepared
 from medtransfer.errors import DataError, MedTransferWarning
+from medtransfer.fastform import Features, features_of
 from medtransfer.tuned import faster
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Boundary:
         self.rows: Rows = {}
         self._pooled: NDArray[np.float32] | None = None
         self._kept: NDArray[Any] | None = None
+        self._features: Features | None = None
 
     def at(self, indices: Sequence[int] | NDArray[np.int64], view: int) -> tuple[Tensor, Tensor]:
         """Pooled features ``[n, width]`` and activations of these cases in a view, on the device."""
@@ -96,11 +98,15 @@ class Boundary:
         images = dense(self.views.images(index, view).to(self.device))
         if not self.first:
             return images.new_zeros(len(images), 0), images
-        with torch.no_grad():
-            pooled, x = frozen_part(self.model, self.names)(images)
-        pooled = pooled.float()
         if self.whole:
+            with torch.inference_mode():
+                self._features = self._features or features_of(self.model, images)
+                pooled = self._features(images).float()
+            pooled = pooled.clone()  # outside: what learns from it needs a tensor that autograd may keep
             return pooled, pooled.new_zeros(len(index), 0)
+        with torch.no_grad():
+            pooled, x = self.model.walk(images, self.names)
+        pooled = pooled.float()
         x = x.half() if self.half else x
         if not torch.isfinite(x).all():
             raise DataError(
@@ -147,7 +153,7 @@ class Boundary:
                     part = wanted[start : min(high, start + batch_size)]
                     p, x = self._compute(np.array([i for i, _ in part]), part[0][1])
                     if not start:
-                        pooled = np.empty((len(wanted), p.shape[1]), np.float32)
+                        pooled = np.empty((len(wanted), *p.shape[1:]), np.float32)
                     pooled[start : start + len(part)] = p.cpu().numpy()
                     if kept is not None:
                         kept[start : start + len(part)] = x.cpu().numpy()
@@ -173,16 +179,10 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def frozen_part(model: Model, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The frozen stages as one function from images to pooled features and the last activation.
-
-    A faster form of the same numbers has its place here.
-    """
-    return lambda images: model.walk(images, names)
-
-
 def tail(model: Model, first: int, pooled: Tensor, x: Tensor) -> Tensor:
     """Logits from what :meth:`Boundary.at` gives."""
+    if not first:
+        return model(x)  # type: ignore[no-any-return]
     if first < len(model.stages):
         pooled = torch.cat([pooled, model.walk(x, list(model.stages)[first:])[0]], 1)
     return model.head(pooled)  # type: ignore[no-any-return]

@@ -195,6 +195,8 @@ class _Training:
         recipe = self.recipe
         stages = recipe.trainable(state.epoch, list(state.model.stages))
         first = len(state.model.stages) - len(stages)
+        if stages and state.model.description.by_slice:
+            first = 0  # slices meet only after the last stage
         phase = next(p for p in recipe.phases() if p[0] <= state.epoch < p[1])
         state.enter(phase)
         choose(state.model, stages, recipe.tune, recipe.frozen_norms)
