@@ -12,7 +12,7 @@ ROOT = Path(medtransfer.__file__).parent
 # data walk down this list; a file imports from files above it only
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit", "prepare", "augment", "dataset",
-    "weights", "backbones", "adapt", "model", "recipe", "features", "predict", "run", "training", "metrics", "fit",
+    "weights", "compact", "backbones", "adapt", "model", "recipe", "features", "predict", "run", "training", "metrics", "fit",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
