@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_tensors_are_exactly_the_networks(dims):
 def test_stages_halve_the_side_as_documented(dims):
     outputs = CompactNet(dims).eval().stages(torch.zeros(1, 1, *[64] * dims))
     assert [tuple(o.shape[2:]) for o in outputs] == [(64 // s,) * dims for s in (2, 2, 4, 8, 16)]
-    assert all(a.shape[1] <= b.shape[1] for a, b in zip(outputs, outputs[1:], strict=False))
+    assert all(a.shape[1] <= b.shape[1] for a, b in itertools.pairwise(outputs))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -23,6 +23,7 @@ from medtransfer.weights import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
+DATA = {"breastmnist": 2, "pneumoniamnist_rebuilt": 2, "adrenalmnist3d": 3}
 Array = NDArray[np.float32]
 
 
@@ -87,7 +88,7 @@ def mobilenet() -> Callable[[torch.Tensor], list[torch.Tensor]]:
 
 
 def compare(
-    name: str, dims: int, file: Path, *, side: int, draws: int, numbers: tuple[int, ...], reference: bool
+    name: str, dims: int, file: Path, *, side: int, draws: int, numbers: tuple[int, ...], kinds: tuple[str, ...]
 ) -> list[dict[str, object]]:
     """One row a number of training cases and a pooling: AUROC of both, and their paired difference."""
     data = np.load(SHARED / "medmnist" / f"{name}.npz")
@@ -98,9 +99,10 @@ def compare(
     used = np.unique(np.concatenate([p for ps in picks.values() for p in ps]))
     place = np.full(len(y), -1)
     place[used] = np.arange(len(used))
-    networks = {"embedded": normalised(compact(dims, file))}
-    networks |= {f"random{seed}": normalised(compact(dims, None, seed)) for seed in range(3)}
-    if reference and dims == 2:
+    networks = {"embedded": normalised(compact(dims, file))} if "embedded" in kinds else {}
+    if "random" in kinds:
+        networks |= {f"random{seed}": normalised(compact(dims, None, seed)) for seed in range(3)}
+    if "imagenet" in kinds and dims == 2:
         networks["imagenet"] = mobilenet()
     found = {
         k: (features(s, train[used], side + (k == "imagenet")), features(s, test, side + (k == "imagenet")))
@@ -117,11 +119,12 @@ def compare(
                         x, x_test = found[key][0][pool][place[pick]], found[key][1][pool]
                         model = fit_logistic(x, y[pick], pick.astype(str), 2, strengths=(1e-4, 1e-3, 1e-2, 1e-1, 1))
                         score.append(auroc(model.probability(x_test)[:, 1], y_test))
-            gain = np.subtract(scores["embedded"], scores["random"])
-            row = {"data": name, "side": side, "pool": pool, "n": n}
+            row: dict[str, object] = {"data": name, "side": side, "pool": pool, "n": n}
             row |= {k: round(float(np.mean(v)), 3) for k, v in scores.items() if v}
-            row |= {"gain": round(float(gain.mean()), 3), "se": round(float(gain.std(ddof=1) / draws**0.5), 3)}
-            row |= {"better": f"{int((gain > 0).sum())}/{draws}"}
+            if scores["embedded"] and scores["random"]:
+                gain = np.subtract(scores["embedded"], scores["random"])
+                row |= {"gain": round(float(gain.mean()), 3), "se": round(float(gain.std(ddof=1) / draws**0.5), 3)}
+                row |= {"better": f"{int((gain > 0).sum())}/{draws}"}
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
@@ -133,14 +136,15 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=(2, 3))
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--reference", action="store_true", help="ImageNet MobileNetV2 too")
+    parser.add_argument("--kinds", nargs="+", default=("embedded", "random"), help="imagenet: MobileNetV2 too")
+    parser.add_argument("--data", nargs="+", default=tuple(DATA))
     a = parser.parse_args()
     torch.set_num_threads(1)
-    for name, dims in (("breastmnist", 2), ("pneumoniamnist_rebuilt", 2), ("adrenalmnist3d", 3)):
-        if dims in a.dims:
+    for name in a.data:
+        if (dims := DATA[name]) in a.dims:
             file = a.weights / f"compact{dims}d.safetensors"
             side = a.side if dims == 2 else 32
-            compare(name, dims, file, side=side, draws=a.draws, numbers=(100, 500), reference=a.reference)
+            compare(name, dims, file, side=side, draws=a.draws, numbers=(100, 500), kinds=tuple(a.kinds))
 
 
 if __name__ == "__main__":
