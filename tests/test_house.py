@@ -13,7 +13,7 @@ ROOT = Path(medtransfer.__file__).parent
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
     "prepare", "augment", "dataset",
-    "checkpoints", "weights", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform",
+    "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform",
     "certify",
     "tuned", "recipe", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics", "loop", "fit",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
