@@ -13,8 +13,8 @@ ROOT = Path(medtransfer.__file__).parent
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
     "prepare", "augment", "dataset",
-    "checkpoints", "weights", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform", "certify",
-    "recipe", "features", "predict", "run", "training", "metrics", "fit",
+    "checkpoints", "weights", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform",
+    "certify", "recipe", "features", "predict", "run", "training", "metrics", "fit",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",

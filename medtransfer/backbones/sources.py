@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medtransfer.backbones import ARCHITECTURES, Architecture, architecture, shapes_of
 from medtransfer.cache import file_digest
-from medtransfer.errors import WeightsError
+from medtransfer.errors import MissingPackage, WeightsError
 from medtransfer.weights import Weights, download, refuse_offline, stored, stored_as
 
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar"}
@@ -153,8 +153,7 @@ def overview() -> list[dict[str, str]]:
         row = {"name": f"random/{arch.name}", "arch": arch.name, "dims": "2D, 3D" if arch.dims == (2, 3) else "2D"}
         if arch.dims == (2,) and arch.inflatable:
             row["dims"] = "2D, 3D by inflation"
-        count = sum(_size(shape) for shape in shapes_of(arch.name).values())
-        row |= {"parameters": f"{count / 1e6:.1f}", "side": "any", "mean": "", "std": ""}
+        row |= {"parameters": _millions(arch), "side": "any", "mean": "", "std": ""}
         row |= {"source": arch.source, "licence": arch.licence, "status": "own file needed"}
         if arch.source == "torchvision, ImageNet-1k":
             transform = models.get_model_weights(arch.name).DEFAULT.transforms()
@@ -167,6 +166,14 @@ def overview() -> list[dict[str, str]]:
         row |= {"std": _numbers(w.std), "source": w.origin, "licence": w.licence}
         rows.append(row | {"status": f"imported, sha256 {w.sha256[:12]}"})
     return rows
+
+
+def _millions(arch: Architecture) -> str:
+    """Parameters and statistics without the top, in millions; empty where a package is missing."""
+    try:
+        return f"{sum(_size(shape) for shape in shapes_of(arch.name).values()) / 1e6:.1f}"
+    except MissingPackage:
+        return ""
 
 
 def _size(shape: tuple[int, ...]) -> int:
