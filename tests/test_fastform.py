@@ -1,5 +1,7 @@
 """The fast CPU form gives what the model gives, or is not used."""
 
+import copy
+
 import pytest
 import torch
 
@@ -19,14 +21,16 @@ def filled(name, **options):
 @pytest.mark.parametrize("name", [*FUSED, pytest.param("resnet50", marks=pytest.mark.slow), pytest.param("densenet121", marks=pytest.mark.slow)])  # fmt: skip  # noqa: E501
 def test_fused_features_equal_the_models(name):
     model = filled(name)
-    fast = fast_form(model)
+    fast, exact = fast_form(model), copy.deepcopy(model).double()
     assert fast is not None
     for n, side in ((2, 97), (3, 128), (2, 97)):  # other shapes are packed anew
         x = torch.rand(n, 1, side, side)
         before = x.clone()
         with torch.inference_mode():
-            wanted, found = model.features(x), fast(x)
-        assert (found - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
+            truth = exact.features(x.double())
+            rounding = (model.features(x) - truth).abs().max()  # random weights magnify it more than trained ones
+            error = (fast(x) - truth).abs().max()
+        assert error <= max(TOLERANCE * truth.abs().max(), 3 * rounding)
         assert torch.equal(x, before)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 
 from medtransfer.backbones import medical, vision
 from medtransfer.backbones.architecture import Architecture, Stages
-from medtransfer.errors import WeightsError
+from medtransfer.errors import MissingPackage, WeightsError
 
 __all__ = ["ARCHITECTURES", "Architecture", "Stages", "architecture", "recognise", "shapes_of"]
 
@@ -65,7 +65,10 @@ def recognise(shapes: dict[str, tuple[int, ...]]) -> str:
     for name, arch in ARCHITECTURES.items():
         if dims not in arch.dims or (share > 0.95 and not best.startswith("monai") and arch.dims == (2, 3)):
             continue
-        wanted = shapes_of(name, dims)
+        try:
+            wanted = shapes_of(name, dims)
+        except MissingPackage:  # it can be named, and then says what it needs
+            continue
         own = arch.stem + ".weight"
         same = sum(shapes.get(k) == shape or (k == own and k in shapes) for k, shape in wanted.items()) / len(wanted)
         strange = sum(k not in wanted and not k.startswith(arch.top) for k in shapes) / max(1, len(shapes))

@@ -56,6 +56,7 @@ def _efficientnet(version: str, dims: int, channels: int) -> nn.Module:
 
 
 def _vit(dims: int, channels: int) -> nn.Module:
+    require("einops", "hub")  # MONAI's layer needs it
     from monai.networks import nets
 
     from medtransfer.backbones.tokens import VitEncoder

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from medtransfer.backbones import ARCHITECTURES, Architecture, architecture, shapes_of
 from medtransfer.cache import file_digest
-from medtransfer.errors import WeightsError
+from medtransfer.errors import MissingPackage, WeightsError
 from medtransfer.weights import Weights, download, refuse_offline, stored, stored_as
 
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar"}
@@ -66,14 +67,19 @@ def imagenet_file(arch: str, *, fetch: bool = False) -> Weights:
             fix=f"remove it and run 'medtransfer weights fetch imagenet/{arch}' again",
         )
     entry = models.get_model_weights(arch).DEFAULT
-    transform = entry.transforms()
-    mean, std = tuple(transform.mean), tuple(transform.std)
-    if arch == "inception_v3":  # torchvision's network turns its usual normalisation into this one itself
-        mean = std = (0.5, 0.5, 0.5)
+    mean, std = _normalisation(arch, entry)
     return Weights(
         f"imagenet/{arch}", arch, mean, std, file, digest, "BSD-3-Clause (torchvision)",
         f"torchvision {entry}, ImageNet-1k",
     )  # fmt: skip
+
+
+def _normalisation(arch: str, entry: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of torchvision's pretraining, on values in [0, 1]."""
+    if arch == "inception_v3":  # torchvision's network turns its usual normalisation into this one itself
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    transform = entry.transforms()
+    return tuple(transform.mean), tuple(transform.std)
 
 
 def find(
@@ -153,13 +159,13 @@ def overview() -> list[dict[str, str]]:
         row = {"name": f"random/{arch.name}", "arch": arch.name, "dims": "2D, 3D" if arch.dims == (2, 3) else "2D"}
         if arch.dims == (2,) and arch.inflatable:
             row["dims"] = "2D, 3D by inflation"
-        count = sum(_size(shape) for shape in shapes_of(arch.name).values())
-        row |= {"parameters": f"{count / 1e6:.1f}", "side": "any", "mean": "", "std": ""}
+        row |= {"parameters": _millions(arch), "side": "any", "mean": "", "std": ""}
         row |= {"source": arch.source, "licence": arch.licence, "status": "own file needed"}
         if arch.source == "torchvision, ImageNet-1k":
-            transform = models.get_model_weights(arch.name).DEFAULT.transforms()
-            row |= {"name": f"imagenet/{arch.name}", "side": str(transform.crop_size[0])}
-            row |= {"mean": _numbers(transform.mean), "std": _numbers(transform.std)}
+            entry = models.get_model_weights(arch.name).DEFAULT
+            mean, std = _normalisation(arch.name, entry)
+            row |= {"name": f"imagenet/{arch.name}", "side": str(entry.transforms().crop_size[0])}
+            row |= {"mean": _numbers(mean), "std": _numbers(std)}
             row["status"] = "on this machine" if (folder / _published(arch)[0]).is_file() else "to be fetched"
         rows.append(row)
     for w in stored():
@@ -167,6 +173,14 @@ def overview() -> list[dict[str, str]]:
         row |= {"std": _numbers(w.std), "source": w.origin, "licence": w.licence}
         rows.append(row | {"status": f"imported, sha256 {w.sha256[:12]}"})
     return rows
+
+
+def _millions(arch: Architecture) -> str:
+    """Parameters and statistics without the top, in millions; empty where a package is missing."""
+    try:
+        return f"{sum(_size(shape) for shape in shapes_of(arch.name).values()) / 1e6:.1f}"
+    except MissingPackage:
+        return ""
 
 
 def _size(shape: tuple[int, ...]) -> int:
