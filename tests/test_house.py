@@ -12,8 +12,8 @@ ROOT = Path(medtransfer.__file__).parent
 # data walk down this list; a file imports from files above it only
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit", "prepare", "augment", "dataset",
-    "weights", "backbones", "adapt", "model", "tuned", "recipe", "boundary", "features", "predict", "run", "training",
-    "losses", "team", "metrics", "loop", "fit",
+    "weights", "backbones", "adapt", "model", "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training",
+    "losses", "team", "metrics", "loop", "fit", "estimators", "search",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",

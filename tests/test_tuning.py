@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from medtransfer import Augment, Head, Prepare, Recipe, fit, load_model, split_by_patient
-from medtransfer.boundary import Boundary, Views, tail
+from medtransfer.boundary import Boundary, Views
 from medtransfer.dataset import Prepared
-from medtransfer.errors import ConfigError, DataError
+from medtransfer.errors import ConfigError, DataError, Interrupted
 from medtransfer.losses import class_weights, losses
 from medtransfer.run import read_checkpoint
 from medtransfer.training import average
@@ -188,7 +188,6 @@ def test_the_plan_counts_what_learns():
     ids=["average and ema", "lora", "logistic start", "losses and views"],
 )
 def test_every_way_goes_on_exactly_after_an_interruption(cohort, tmp_path, monkeypatch, settings):
-    from medtransfer.errors import Interrupted
     from test_fit import interrupted_at
 
     model = small(head=Head(dropout=0.3))
