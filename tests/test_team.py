@@ -16,9 +16,10 @@ from conftest import blobs
 from medtransfer import Augment, Prepare, Recipe, fit, load_model, split_by_patient
 cohort = blobs(60)
 recipe = Recipe(epochs=3, freeze_epochs=1, unfreeze_from="layer1", batch_size=8, lr=3e-3, ema=0.5, average=2)
-fit(load_model("random/resnet18", until="layer1"), cohort, split_by_patient(cohort), Prepare(size=40, scale="range"), recipe,
-    out=sys.argv[1], devices=int(sys.argv[2]), accelerator="cpu", augment=Augment(noise_std=0.05), progress=False)
-"""  # fmt: skip
+model, prepare = load_model("random/resnet18", until="layer1"), Prepare(size=40, scale="range")
+fit(model, cohort, split_by_patient(cohort), prepare, recipe, out=sys.argv[1], devices=int(sys.argv[2]),
+    accelerator="cpu", augment=Augment(noise_std=0.05), progress=False)
+"""
 
 
 def environment():
