@@ -35,10 +35,12 @@ _HOME = {
     "Recipe": "medtransfer.recipe",
     "Run": "medtransfer.run",
     "scan": "medtransfer.io.scan",
+    "search": "medtransfer.search",
     "sensitivity_at_least": "medtransfer.evaluate",
     "specificity_at_least": "medtransfer.evaluate",
     "Split": "medtransfer.split",
     "split_by_patient": "medtransfer.split",
+    "TransferClassifier": "medtransfer.estimators",
     "write_report": "medtransfer.report",
     "youden": "medtransfer.evaluate",
 }
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from medtransfer.cohort import Cohort as Cohort
     from medtransfer.errors import MedTransferError as MedTransferError
     from medtransfer.errors import MedTransferWarning as MedTransferWarning
+    from medtransfer.estimators import TransferClassifier as TransferClassifier
     from medtransfer.evaluate import Evaluation as Evaluation
     from medtransfer.evaluate import calibrate as calibrate
     from medtransfer.evaluate import compare as compare
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from medtransfer.recipe import Recipe as Recipe
     from medtransfer.report import write_report as write_report
     from medtransfer.run import Run as Run
+    from medtransfer.search import search as search
     from medtransfer.split import Split as Split
     from medtransfer.split import split_by_patient as split_by_patient
 

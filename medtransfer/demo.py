@@ -16,7 +16,7 @@ synthetic: true
 cohort: {dicom: dicom, labels: labels.csv, on: StudyInstanceUID, classes: [normal, nodule]}
 split: {folds: 5, val: 0}
 prepare: {size: 128}
-model: {weights: random/resnet18, until: layer3, pool_from: [layer1, layer2, layer3], pool: mean_std}
+model: {weights: embedded/compact2d, pool_from: [block1, block2, block3, block4], pool: mean_std}
 recipe: {method: logistic}
 evaluate: {bootstrap: 2000}
 author:

@@ -148,7 +148,7 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
             got=f"size {prepare.size}",
             fix=f"dims: {prepare.dims}",
         )
-    if recipe.unfreeze_from is not None and recipe.unfreeze_from not in model.stages:
+    if isinstance(recipe.unfreeze_from, str) and recipe.unfreeze_from not in model.stages:
         raise ConfigError(
             f"there is no stage '{recipe.unfreeze_from}'",
             where="recipe.unfreeze_from",

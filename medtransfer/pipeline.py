@@ -61,6 +61,7 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "receipt": model.description.receipt,
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
+        "plan": recipe.describe(model),
         "out": experiment.top.out,
     }
 

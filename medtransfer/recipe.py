@@ -48,8 +48,9 @@ class Recipe(BaseModel):
     start : {'random', 'logistic'}
         Where the head starts: small random weights, or the logistic regression of method ``logistic``, which then
         stays the result unless validation gets better.
-    unfreeze_from : str or None
-        First stage that learns afterwards; None lets all of them learn. What lies before it is computed once.
+    unfreeze_from : str, int or None
+        First stage that learns afterwards, by name or counted from the end (-2: the last two); None lets all of
+        them learn. What lies before it is computed once.
     batch_size : int
         Cases in memory at once.
     accumulate : int
@@ -109,7 +110,7 @@ class Recipe(BaseModel):
     layer_decay: Share = 0.75
     freeze_epochs: Annotated[int, Field(ge=0)] = 5
     start: Literal["random", "logistic"] = "random"
-    unfreeze_from: str | None = None
+    unfreeze_from: Annotated[int, Field(le=-1)] | str | None = None
     batch_size: Count = 16
     accumulate: Count = 1
     schedule: Literal["cosine", "one_cycle", "poly"] = "cosine"
@@ -139,18 +140,19 @@ class Recipe(BaseModel):
 
         Examples
         --------
-        >>> Recipe.for_size(40).method, Recipe.for_size(400).epochs
-        ('logistic', 40)
+        >>> Recipe.for_size(400).method, Recipe.for_size(4000).method, Recipe.for_size(4000).start
+        ('logistic', 'finetune', 'logistic')
         """
         if task == "segmentation":
             whole = cls(method="full", freeze_epochs=0, lr=1e-3, backbone_lr_scale=1, layer_decay=1, schedule="poly")
             few = {"batch_size": 2 if dims == 3 else 8, "epochs": max(20, min(200, 40000 // n))}
             return whole.model_copy(update=few)
-        if n < 50:
+        if n < 1000:
             return cls(method="logistic")
-        batch = 8 if n < 200 or dims == 3 else 16 if n < 2000 else 32
-        epochs = max(10, min(40, 3000 * batch // n))
-        return cls(batch_size=batch, epochs=epochs, freeze_epochs=max(2, epochs // 8), patience=max(4, epochs // 4))
+        epochs = max(3, min(20, round(24000 / n)))
+        part = cls(start="logistic", unfreeze_from=-2, freeze_epochs=0, lr=1e-3, backbone_lr_scale=0.2, average=3)
+        few = {"batch_size": 8 if dims == 3 else 32, "epochs": epochs, "patience": max(3, epochs)}
+        return part.model_copy(update=few)
 
     @property
     def learns(self) -> bool:
@@ -172,8 +174,8 @@ class Recipe(BaseModel):
         """Stages that learn in an epoch, besides the head."""
         if not self.learns or epoch < self.freeze_epochs:
             return ()
-        first = 0 if self.unfreeze_from is None else list(stages).index(self.unfreeze_from)
-        return tuple(stages[first:])
+        first = self.unfreeze_from or 0
+        return tuple(stages[list(stages).index(first) if isinstance(first, str) else first :])
 
     def view(self, epoch: int) -> int:
         """Which augmented view, counted from 1, the training cases show in an epoch.

@@ -13,9 +13,10 @@ ROOT = Path(medtransfer.__file__).parent
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
     "prepare", "augment", "dataset",
-    "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model", "fastform",
-    "certify",
-    "tuned", "recipe", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics", "loop", "fit",
+    "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
+    "fastform", "certify",
+    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics",
+    "loop", "fit", "estimators", "search",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from medtransfer import Augment, Head, Prepare, Recipe, fit, load_model, split_by_patient
 from medtransfer.boundary import Boundary, Views
 from medtransfer.dataset import Prepared
-from medtransfer.errors import ConfigError, DataError
+from medtransfer.errors import ConfigError, DataError, Interrupted
 from medtransfer.losses import class_weights, losses
 from medtransfer.run import read_checkpoint
 from medtransfer.training import average
@@ -34,7 +34,8 @@ def train(tmp_path, name, cohort, recipe, model=None, **options):
 
 
 def last(run):
-    return {k[6:]: v for k, v in read_checkpoint(run.folder / "fold-0" / "last.safetensors")[0].items() if k.startswith("model.")}
+    found = read_checkpoint(run.folder / "fold-0" / "last.safetensors")[0]
+    return {k[6:]: v for k, v in found.items() if k.startswith("model.")}
 
 
 def final(run):
@@ -43,7 +44,8 @@ def final(run):
 
 @pytest.mark.parametrize(
     ("settings", "augment"),
-    [({}, Augment()), ({"views": 2}, SHAKE), ({}, SHAKE), ({"mixup": 0.4}, Augment()), ({"method": "probe", "views": 2, "unfreeze_from": None}, SHAKE)],
+    [({}, Augment()), ({"views": 2}, SHAKE), ({}, SHAKE), ({"mixup": 0.4}, Augment()),
+     ({"method": "probe", "views": 2, "unfreeze_from": None}, SHAKE)],
     ids=["plain", "views", "new views", "mixup", "probe with views"],
 )  # fmt: skip
 def test_what_is_computed_once_gives_the_numbers_of_computing_it_every_epoch(cohort, tmp_path, settings, augment):
@@ -98,8 +100,9 @@ def test_activations_are_told_apart_by_case_and_view_wherever_they_lie(cohort, t
     assert torch.equal(*kept)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(boundary, "DISK_BYTES", 0)
+    large = Boundary(model, Views(prepared, SHAKE, 0), 2, half=False, device="cpu")
     with pytest.warns(UserWarning, match="too large"):
-        assert not Boundary(model, Views(prepared, SHAKE, 0), 2, half=False, device="cpu").keep(wanted, tmp_path, progress=False)
+        assert not large.keep(wanted, tmp_path, progress=False)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -184,13 +187,12 @@ def test_the_plan_counts_what_learns():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"average": 3, "ema": 0.5}, {"tune": "lora"}, {"start": "logistic"}, {"focal": 2.0, "class_weights": 0.9, "mixup": 0.2, "views": 2}],
+    [{"average": 3, "ema": 0.5}, {"tune": "lora"}, {"start": "logistic"},
+     {"focal": 2.0, "class_weights": 0.9, "mixup": 0.2, "views": 2}],
     ids=["average and ema", "lora", "logistic start", "losses and views"],
-)
+)  # fmt: skip
 def test_every_way_goes_on_exactly_after_an_interruption(cohort, tmp_path, monkeypatch, settings):
     from test_fit import interrupted_at
-
-    from medtransfer.errors import Interrupted
 
     model = small(head=Head(dropout=0.3))
     recipe = Recipe(**BASE | settings)
@@ -234,7 +236,8 @@ def test_averages_are_means(tmp_path):
 
 def test_losses_by_hand():
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    assert torch.allclose(losses(logits, labels, smoothing=0.1).mean(), F.cross_entropy(logits, labels, label_smoothing=0.1))
+    smooth = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert torch.allclose(losses(logits, labels, smoothing=0.1).mean(), smooth)
     weight = torch.tensor([1.0, 2.0, 0.5])
     wanted = F.cross_entropy(logits, labels, weight=weight, reduction="none")
     assert torch.allclose(losses(logits, labels, weight=weight), wanted)
@@ -298,3 +301,28 @@ def test_what_cannot_learn_is_refused(cohort, tmp_path, settings, word):
 def test_recipes_that_contradict_themselves_are_refused(settings):
     with pytest.raises(ValueError):
         Recipe(**settings)
+
+
+@pytest.mark.parametrize("writes", [6, 9, 11])
+def test_a_disk_that_fills_up_costs_nothing_but_time(cohort, tmp_path, monkeypatch, writes):
+    import os
+
+    from medtransfer.errors import RunError
+
+    recipe = Recipe(**BASE | {"average": 2})
+    whole, left, flush = train(tmp_path, "whole", cohort, recipe), [writes], os.fsync
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        flush(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match="bytes cannot be written"):
+            train(tmp_path, "cut", cohort, recipe)
+    again = train(tmp_path, "cut", cohort, recipe)
+    for name in ("model", "last"):
+        a, b = (r.folder / "fold-0" / f"{name}.safetensors" for r in (whole, again))
+        assert a.read_bytes() == b.read_bytes()

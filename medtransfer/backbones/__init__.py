@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Callable
 from functools import cache
 
-from medtransfer.backbones import medical, vision
+from medtransfer.backbones import medical, own, vision
 from medtransfer.backbones.architecture import Architecture, Stages
 from medtransfer.errors import MissingPackage, WeightsError
 
 __all__ = ["ARCHITECTURES", "Architecture", "Stages", "architecture", "recognise", "shapes_of"]
 
-ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (*vision.table(), *medical.table())}
+ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (*vision.table(), *medical.table(), *own.table())}
 
 
 def architecture(name: str) -> Architecture:

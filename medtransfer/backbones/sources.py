@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from medtransfer.backbones import ARCHITECTURES, Architecture, architecture, shapes_of
 from medtransfer.cache import file_digest
 from medtransfer.errors import MissingPackage, WeightsError
-from medtransfer.weights import Weights, download, refuse_offline, stored, stored_as
+from medtransfer.weights import Weights, download, refuse_offline, stored, stored_as, verify
 
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar"}
 
@@ -90,7 +91,8 @@ def find(
     Parameters
     ----------
     name : str
-        ``imagenet/resnet50``, ``timm/resnet50.a1_in1k``, ``random/resnet18``, a name given at import, or a path
+        ``embedded/compact2d``, ``imagenet/resnet50``,
+        ``timm/resnet50.a1_in1k``, ``random/resnet18``, a name given at import, or a path
         that ends in ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.tar``; a path needs ``arch``,
         ``mean`` and ``std``.
 
@@ -117,6 +119,8 @@ def find(
         return Weights(name, found.name, (0.5,) * channels, (0.25,) * channels, origin="random initialisation")
     if (weights := stored_as(name)) is not None:
         return weights
+    if source == "embedded":
+        return _embedded(name)
     if source == "imagenet":
         return imagenet_file(architecture(wanted).name)
     if source == "timm":
@@ -129,6 +133,25 @@ def find(
         got=f"{', '.join(known) if known else 'nothing imported'}",
         fix="register a local file with 'medtransfer weights import', or start untrained with 'random/<architecture>'",
     )
+
+
+def _embedded(name: str) -> Weights:
+    """The record of weights that lie in the package; see ``docs/embedded.md`` for how they were made."""
+    records = embedded()
+    if name not in records:
+        raise WeightsError(f"there are no weights '{name}'", got=f"embedded are {', '.join(records)}")
+    verify(records[name])
+    return records[name]
+
+
+def embedded() -> dict[str, Weights]:
+    """Records of the weights that lie in the package, by name."""
+    folder = Path(__file__).parents[1] / "embedded"
+    records = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    paths = {
+        k: {"file": folder / v["file"], "mean": tuple(v["mean"]), "std": tuple(v["std"])} for k, v in records.items()
+    }
+    return {k: Weights(**v | paths[k]) for k, v in records.items()}
 
 
 def fetch(name: str) -> str:
@@ -168,10 +191,11 @@ def overview() -> list[dict[str, str]]:
             row |= {"mean": _numbers(mean), "std": _numbers(std)}
             row["status"] = "on this machine" if (folder / _published(arch)[0]).is_file() else "to be fetched"
         rows.append(row)
-    for w in stored():
+    for w in (*embedded().values(), *stored()):
         row = {"name": w.name, "arch": w.arch, "dims": "", "parameters": "", "side": "any", "mean": _numbers(w.mean)}
         row |= {"std": _numbers(w.std), "source": w.origin, "licence": w.licence}
-        rows.append(row | {"status": f"imported, sha256 {w.sha256[:12]}"})
+        kind = "in the package" if w.name.startswith("embedded/") else "imported"
+        rows.append(row | {"status": f"{kind}, sha256 {w.sha256[:12]}"})
     return rows
 
 

@@ -1,0 +1,50 @@
+"""Why a recipe is as it is: one line a choice, with its source."""
+
+from __future__ import annotations
+
+from medtransfer.recipe import Recipe
+
+_WHY: dict[str, tuple[str, str]] = {
+    "method": (
+        "below 1,000 cases frozen features with a regularised logistic regression; above, later stages move too",
+        "measured with 50 to 4,700 radiographs; arXiv 2202.10054",
+    ),
+    "start": (
+        "fine-tuning starts from the solved head, so that its first steps do not distort the features",
+        "2202.10054",
+    ),
+    "unfreeze_from": (
+        "early stages are general: they stay, and are computed once where images do not vary",
+        "measured",
+    ),
+    "freeze_epochs": ("no epochs for the head alone where it is solved", "2202.10054"),
+    "lr": ("of the head; AdamW", "AutoGluon's and nnU-Net's defaults"),
+    "backbone_lr_scale": ("pretrained stages move less than the new head", "fastai, BiT"),
+    "layer_decay": ("early stages are general and move least", "timm, MAE: .75"),
+    "epochs": ("about 750 steps, whatever the size", "BiT-HyperRule: 500 steps for small sets"),
+    "batch_size": ("what a small GPU and a CPU hold", "common practice"),
+    "schedule": ("cosine after warm-up; polynomial for segmentation", "AutoGluon; nnU-Net"),
+    "warmup": ("a tenth of the steps", "AutoGluon"),
+    "weight_decay": ("mild, not for biases and normalisation", "AutoGluon"),
+    "clip": ("one bad batch must not throw the weights far", "AutoGluon"),
+    "patience": ("stop when validation no longer gets better", "common practice"),
+    "average": ("the mean of the best checkpoints, if validation is not worse", "arXiv 2203.05482"),
+    "frozen_norms": ("batches of a small set spoil the statistics", "Keras' transfer-learning guide"),
+    "class_weights": ("none: they distort the probabilities; the threshold handles prevalence", "arXiv 2202.09101"),
+}
+
+
+def reasons(recipe: Recipe) -> str:
+    """A table of a recipe's choices: value, reason, source.
+
+    Examples
+    --------
+    >>> print(reasons(Recipe.for_size(100)).splitlines()[0][:23])
+    method         logistic
+    >>> len(reasons(Recipe.for_size(5000)).splitlines()) > 10
+    True
+    """
+    names = ["method"] if recipe.method == "logistic" else list(_WHY)
+    rows = [(name, str(getattr(recipe, name)), *_WHY[name]) for name in names]
+    first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return "\n".join(f"{n:<{max(14, first)}} {v:<{second}}  {why} [{source}]" for n, v, why, source in rows)
