@@ -243,7 +243,9 @@ def _acs(arch: Architecture, name: str, image: Tensor, label: str, seed: int) ->
 
 def _planes(module: ACSConv3d, original: nn.Conv2d, x: Tensor, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """For each plane, what the ACS layer gave on some slices and what the 2D layer gives on them."""
-    for axis, (outs, _, _) in enumerate(module.parts()):
+    for axis, (outs, _, groups) in enumerate(module.parts()):
+        if not groups:
+            continue
         mine = output[:, outs].movedim(2 + axis, 0)
         for i in {0, len(mine) // 2, len(mine) - 1}:
             plane = x.movedim(2 + axis, 0)[i * module.stride]

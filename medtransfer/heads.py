@@ -160,8 +160,8 @@ def start_from_prior(head: nn.Sequential, task: Task, frequency: Sequence[float]
     --------
     >>> head = Head().build(4, 2)
     >>> start_from_prior(head, "classification", (0.9, 0.1))
-    >>> task_probabilities("classification")(head(torch.zeros(1, 4))).round(decimals=3).tolist()
-    [[0.9, 0.1]]
+    >>> [round(p, 3) for p in task_probabilities("classification")(head(torch.zeros(1, 4)))[0].tolist()]
+    [0.9, 0.1]
     """
     p = torch.tensor(list(frequency), dtype=torch.float64)
     last = head[-1]

@@ -31,13 +31,14 @@ class ACSConv3d(nn.Module):
     """A 2D kernel that looks at a volume in three planes (Yang et al. 2021, arXiv 1911.10477).
 
     The output channels are parted in three: the first part convolves axial slices, the second coronal and
-    the third sagittal ones, each with the 2D kernels as they were. Grouped convolutions part their groups.
+    the third sagittal ones, each with the 2D kernels as they were. Grouped convolutions part their groups
+    (two groups leave the coronal plane out).
     No weight is added or lost.
     """
 
     def __init__(self, flat: nn.Conv2d) -> None:
         super().__init__()
-        if isinstance(flat.padding, str) or len({*flat.kernel_size}) > 1 or flat.groups == 2:
+        if isinstance(flat.padding, str) or len({*flat.kernel_size}) > 1:
             raise WeightsError("this convolution has no ACS form", got=str(flat), fix="depth: centre")
         self.in_channels, self.groups = flat.in_channels, flat.groups
         self.kernel, self.stride = flat.kernel_size[0], flat.stride[0]
@@ -58,6 +59,8 @@ class ACSConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         answers = []
         for axis, (outs, ins, groups) in enumerate(self.parts()):
+            if not groups:
+                continue
             weight = self.weight[outs].unsqueeze(2 + axis)
             padding = [self.padding] * 3
             padding[axis] = 0

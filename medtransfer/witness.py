@@ -50,18 +50,18 @@ def _places(
     network.eval()
     modules = dict(network.named_modules())
     inputs: dict[str, Tensor] = {}
-    produced: dict[int, str] = {}
+    produced: dict[int, tuple[str, Tensor]] = {}  # the tensors are held, so that no other gets their number
     pairs: dict[str, str] = {}
     handles = []
 
     def watch(path: str) -> None:
         def conv_hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             inputs[path] = given[0].clone()  # later layers may write into it
-            produced[id(output)] = path
+            produced[id(output)] = path, output
 
         def norm_hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             if id(given[0]) in produced:
-                pairs[produced.pop(id(given[0]))] = path
+                pairs[produced[id(given[0])][0]] = path
 
         module = modules[path]
         if isinstance(module, nn.Conv2d):

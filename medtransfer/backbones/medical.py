@@ -159,7 +159,9 @@ def table() -> list[Architecture]:
         rows.append(
             Architecture(
                 f"medicalnet_resnet{depth}", partial(_resnet, depth, True), _RESIDUAL, ("fc.", "conv_seg."), "conv1",
-                "avgpool", dims=both, channels=1, source="MedicalNet, 23 data sets of CT and MR", licence="MIT",
+                "avgpool", dims=both, channels=1,
+                inflatable=depth not in (18, 34),  # their shortcuts pool by a function of fixed dimensions
+                source="MedicalNet, 23 data sets of CT and MR", licence="MIT",
             )
         )  # fmt: skip
     layers = (("stem", ("layer0",)), *_RESIDUAL[1:])
