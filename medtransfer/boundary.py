@@ -97,10 +97,11 @@ class Boundary:
         if not self.first:
             return images.new_zeros(len(images), 0), images
         with torch.no_grad():
-            pooled, x = frozen_part(self.model, self.names)(images)
+            if self.whole:
+                pooled = frozen_features_of(self.model)(images).float()
+                return pooled, pooled.new_zeros(len(index), 0)
+            pooled, x = self.model.walk(images, self.names)
         pooled = pooled.float()
-        if self.whole:
-            return pooled, pooled.new_zeros(len(index), 0)
         x = x.half() if self.half else x
         if not torch.isfinite(x).all():
             raise DataError(
@@ -147,7 +148,7 @@ class Boundary:
                     part = wanted[start : min(high, start + batch_size)]
                     p, x = self._compute(np.array([i for i, _ in part]), part[0][1])
                     if not start:
-                        pooled = np.empty((len(wanted), p.shape[1]), np.float32)
+                        pooled = np.empty((len(wanted), *p.shape[1:]), np.float32)
                     pooled[start : start + len(part)] = p.cpu().numpy()
                     if kept is not None:
                         kept[start : start + len(part)] = x.cpu().numpy()
@@ -173,16 +174,18 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def frozen_part(model: Model, names: Sequence[str]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The frozen stages as one function from images to pooled features and the last activation.
+def frozen_features_of(model: Model) -> Callable[[Tensor], Tensor]:
+    """The whole frozen backbone as one function from images to features.
 
     A faster form of the same numbers has its place here.
     """
-    return lambda images: model.walk(images, names)
+    return model.features
 
 
 def tail(model: Model, first: int, pooled: Tensor, x: Tensor) -> Tensor:
     """Logits from what :meth:`Boundary.at` gives."""
+    if not first:
+        return model(x)  # type: ignore[no-any-return]
     if first < len(model.stages):
         pooled = torch.cat([pooled, model.walk(x, list(model.stages)[first:])[0]], 1)
     return model.head(pooled)  # type: ignore[no-any-return]

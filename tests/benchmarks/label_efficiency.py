@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from medtransfer import Augment, Cohort, Prepare, Recipe, fit, load_model, split_by_patient  # noqa: E402
+from medtransfer import Augment, Cohort, Predictions, Prepare, Recipe, fit, load_model, split_by_patient  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 NETWORKS = {
@@ -59,7 +59,7 @@ def draw(cohort: Cohort, n: int, seed: int) -> Cohort:
 
 
 def once(name: str, n: int, seed: int) -> tuple[float, float, float]:
-    """Validation and test AUROC and seconds; several networks are averaged by their probabilities."""
+    """Validation and test AUROC and seconds; several networks are averaged by their log odds."""
     file, modality, networks = DATA[name]
     started = time.monotonic()
     cohort = draw(Cohort.from_medmnist(str(SHARED / "medmnist" / file)), n, seed)
@@ -73,8 +73,13 @@ def once(name: str, n: int, seed: int) -> tuple[float, float, float]:
             run = fit(model, cohort, split, Prepare(size=side, scale="range"), recipe, out=Path(folder) / network,
                       augment=Augment.preset(modality), seed=seed, progress=False)  # fmt: skip
             found.append([run.predict(part) for part in (split.val, split.test)])
-    scores = [roc_auc_score(p[0].reference, np.mean([q.positive for q in p], axis=0)) for p in zip(*found, strict=True)]
+    scores = [roc_auc_score(p[0].reference, np.mean([_odds(q) for q in p], axis=0)) for p in zip(*found, strict=True)]
     return scores[0], scores[1], time.monotonic() - started
+
+
+def _odds(predictions: Predictions) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    chance = np.clip(predictions.positive, 1e-12, 1 - 1e-12)
+    return np.log(chance / (1 - chance))
 
 
 def main() -> None:
