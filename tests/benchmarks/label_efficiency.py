@@ -41,9 +41,12 @@ NETWORKS = {
         "pool_from": ("stem", "block1", "block2", "block3", "block4", "block5"),
     },
 }
+# the networks and sides whose log odds are averaged with few labels, and what is fine-tuned with many
+_SIDES = tuple(("resnet18", side) for side in (65, 97, 129))
+_BOTH = (("resnet18", 97), ("mobilenet_v2", 97))
 DATA = {
-    "pneumonia": ("pneumoniamnist_rebuilt.npz", "radiograph", (("resnet18", 97),)),
-    "breast": ("breastmnist.npz", "ultrasound", (("resnet18", 97), ("mobilenet_v2", 97))),
+    "pneumonia": ("pneumoniamnist_rebuilt.npz", "radiograph", _SIDES, (("resnet18", 97),)),
+    "breast": ("breastmnist.npz", "ultrasound", _BOTH, _BOTH),
 }
 
 
@@ -60,17 +63,17 @@ def draw(cohort: Cohort, n: int, seed: int) -> Cohort:
 
 def once(name: str, n: int, seed: int) -> tuple[float, float, float]:
     """Validation and test AUROC and seconds; several networks are averaged by their log odds."""
-    file, modality, networks = DATA[name]
+    file, modality, few, many = DATA[name]
     started = time.monotonic()
     cohort = draw(Cohort.from_medmnist(str(SHARED / "medmnist" / file)), n, seed)
     split = split_by_patient(cohort, official=True)
     recipe = Recipe.for_size(len(split.train))
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for network, side in networks:
+        for network, side in few if recipe.method == "logistic" else many:
             options = NETWORKS[network] | {"weights": str(SHARED / NETWORKS[network]["weights"])}
             model = load_model(**options, arch=network, pool="mean_std")
-            run = fit(model, cohort, split, Prepare(size=side, scale="range"), recipe, out=Path(folder) / network,
+            run = fit(model, cohort, split, Prepare(size=side, scale="range"), recipe, out=Path(folder) / f"{network}-{side}",
                       augment=Augment.preset(modality), seed=seed, progress=False)  # fmt: skip
             found.append([run.predict(part) for part in (split.val, split.test)])
     scores = [roc_auc_score(p[0].reference, np.mean([_odds(q) for q in p], axis=0)) for p in zip(*found, strict=True)]
