@@ -70,13 +70,16 @@ def once(name: str, n: int, seed: int) -> tuple[float, float, float]:
     recipe = Recipe.for_size(len(split.train))
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for network, side in few if recipe.method == "logistic" else many:
+        chosen = few if recipe.method == "logistic" else many
+        for network, side in chosen:
             options = NETWORKS[network] | {"weights": str(SHARED / NETWORKS[network]["weights"])}
             model = load_model(**options, arch=network, pool="mean_std")
-            run = fit(model, cohort, split, Prepare(size=side, scale="range"), recipe, out=Path(folder) / f"{network}-{side}",
-                      augment=Augment.preset(modality), seed=seed, progress=False)  # fmt: skip
+            out, prepare = Path(folder) / f"{network}-{side}", Prepare(size=side, scale="range")
+            augment = Augment.preset(modality)
+            run = fit(model, cohort, split, prepare, recipe, out=out, augment=augment, seed=seed, progress=False)
             found.append([run.predict(part) for part in (split.val, split.test)])
-    scores = [roc_auc_score(p[0].reference, np.mean([_odds(q) for q in p], axis=0)) for p in zip(*found, strict=True)]
+    parts = list(zip(*found, strict=True))
+    scores = [roc_auc_score(p[0].reference, np.mean([_odds(q) for q in p], axis=0)) for p in parts]
     return scores[0], scores[1], time.monotonic() - started
 
 
