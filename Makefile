@@ -1,11 +1,12 @@
 # make demo : set up, then run the whole way on an embedded phantom cohort
-# make test : set up, then run every test
+# make test : set up, then check style and types and run the tests, within minutes
+# make test-all : the slow ones too (every architecture, ten thousand damaged files)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/medtransfer demo --out runs/demo
@@ -13,10 +14,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
-
-quick: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q
 
 # set-up is skipped while neither the dependencies nor their pinned versions have changed
 $(STAMP): pyproject.toml constraints.txt

@@ -16,10 +16,10 @@ Map = NDArray[np.float32]
 Grid = NDArray[np.float32] | NDArray[np.float64]
 
 _AIR = 0.76  # share of a lung's thickness that is air
-_NODULES, _RADIUS_MM, _DENSITY = (3, 6), (13, 19), (2.2, 2.8)  # smallest and largest; density of water is 1
+_NODULES, _RADIUS_MM, _DENSITY = (3, 6), (13, 19), (1.4, 1.8)  # smallest and largest; density of water is 1
 _SUBTLE = 0.12  # share of the images with nodules where these are faint: what keeps any reader below 1
 _HAZE_MM = 14  # how far the mass of a nodule is spread in images without
-_VARIETY = 0.55  # how much chests differ; 1 would be as much as adults do
+_VARIETY = 0.6  # how much chests differ; 1 would be as much as adults do
 _SHIFT_MM, _TURN_RAD = 3.0, 0.02  # standard deviation of how the patient is placed
 
 

@@ -198,7 +198,6 @@ def test_the_demo_runs_whole(study):
     assert "synthetic" in (study / "demo" / "report.html").read_text().lower()
 
 
-@pytest.mark.slow
 def test_contrast_medium_on_real_slices(shared, tmp_path):
     from medtransfer.config import Experiment
     from medtransfer.pipeline import train

@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from medtransfer import Augment, Cohort, Prepare, Recipe, fit, load_model, split_by_patient  # noqa: E402
+from medtransfer import Augment, Cohort, Predictions, Prepare, Recipe, fit, load_model, split_by_patient  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 NETWORKS = {
@@ -41,9 +41,12 @@ NETWORKS = {
         "pool_from": ("stem", "block1", "block2", "block3", "block4", "block5"),
     },
 }
+# the networks and sides whose log odds are averaged with few labels, and what is fine-tuned with many
+_SIDES = tuple(("resnet18", side) for side in (65, 97, 129))
+_BOTH = (("resnet18", 97), ("mobilenet_v2", 97))
 DATA = {
-    "pneumonia": ("pneumoniamnist_rebuilt.npz", "radiograph", (("resnet18", 97),)),
-    "breast": ("breastmnist.npz", "ultrasound", (("resnet18", 97), ("mobilenet_v2", 97))),
+    "pneumonia": ("pneumoniamnist_rebuilt.npz", "radiograph", _SIDES, (("resnet18", 97),)),
+    "breast": ("breastmnist.npz", "ultrasound", _BOTH, _BOTH),
 }
 
 
@@ -59,22 +62,30 @@ def draw(cohort: Cohort, n: int, seed: int) -> Cohort:
 
 
 def once(name: str, n: int, seed: int) -> tuple[float, float, float]:
-    """Validation and test AUROC and seconds; several networks are averaged by their probabilities."""
-    file, modality, networks = DATA[name]
+    """Validation and test AUROC and seconds; several networks are averaged by their log odds."""
+    file, modality, few, many = DATA[name]
     started = time.monotonic()
     cohort = draw(Cohort.from_medmnist(str(SHARED / "medmnist" / file)), n, seed)
     split = split_by_patient(cohort, official=True)
     recipe = Recipe.for_size(len(split.train))
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for network, side in networks:
+        chosen = few if recipe.method == "logistic" else many
+        for network, side in chosen:
             options = NETWORKS[network] | {"weights": str(SHARED / NETWORKS[network]["weights"])}
             model = load_model(**options, arch=network, pool="mean_std")
-            run = fit(model, cohort, split, Prepare(size=side, scale="range"), recipe, out=Path(folder) / network,
-                      augment=Augment.preset(modality), seed=seed, progress=False)  # fmt: skip
+            out, prepare = Path(folder) / f"{network}-{side}", Prepare(size=side, scale="range")
+            augment = Augment.preset(modality)
+            run = fit(model, cohort, split, prepare, recipe, out=out, augment=augment, seed=seed, progress=False)
             found.append([run.predict(part) for part in (split.val, split.test)])
-    scores = [roc_auc_score(p[0].reference, np.mean([q.positive for q in p], axis=0)) for p in zip(*found, strict=True)]
+    parts = list(zip(*found, strict=True))
+    scores = [roc_auc_score(p[0].reference, np.mean([_odds(q) for q in p], axis=0)) for p in parts]
     return scores[0], scores[1], time.monotonic() - started
+
+
+def _odds(predictions: Predictions) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    chance = np.clip(predictions.positive, 1e-12, 1 - 1e-12)
+    return np.log(chance / (1 - chance))
 
 
 def main() -> None:
