@@ -32,9 +32,10 @@ title: What the study asks
 {cohort}
 split:    {{val: 0.15, test: 0.15, seed: 0}}          # or {{folds: 5, val: 0.15}}; patients never stand in two parts
 # CT: window_hu: soft_tissue; volumes: size: [96, 96, 96], spacing_mm: [1, 1, 1]
-prepare:  {{size: 224}}
+prepare:  {{size: 128}}
 augment:  {{rotate_deg: 10, zoom: 0.1, shift: 0.05}}  # no mirror images: left and right mean something
-model:    {{weights: imagenet/resnet50, classes: 2}}  # 'medtransfer weights list' shows what is on this machine
+# embedded/compact2d lies in the package; imagenet/resnet50 and others: see 'medtransfer weights list'
+model:    {{weights: embedded/compact2d, classes: 2, pool_from: [block1, block2, block3, block4], pool: mean_std}}
 # recipe: {{epochs: 40, lr: 3e-4, freeze_epochs: 5}}  # left out, it follows from the number of training cases
 evaluate: {{threshold: youden, bootstrap: 2000}}
 author:
