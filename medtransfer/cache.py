@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import secrets
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,13 @@ class Cache:
         self._written += len(raw)
         if self._written > self.limit_bytes // 20:
             self.trim()
+
+    def room(self) -> int:
+        """Bytes that may still be written: at most the limit, and a tenth of the disk's free space stays for others."""
+        at = self.folder
+        while not at.exists():
+            at = at.parent
+        return min(self.limit_bytes, int(0.9 * shutil.disk_usage(at).free))
 
     def trim(self) -> None:
         """Drop the least recently used entries until the rest fits the limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.cache import Cache, file_digest, fingerprint
-from medtransfer.errors import MedTransferError, PrepareError
+from medtransfer.errors import MedTransferError, MedTransferWarning, PrepareError
 from medtransfer.image import Image
 from medtransfer.prepare import Prepare
 
@@ -104,6 +105,16 @@ class Prepared:
         if self._kept is None and first.nbytes * len(self.cases) <= self.memory_bytes:
             self._kept = np.empty((len(self.cases), *first.shape), np.float32)
 
+        size = first.nbytes * len(wanted)
+        if self.cache is not None and content(self.cases[wanted[0]]) is not None and size > self.cache.room():
+            warnings.warn(
+                f"{size / 2**30:.1f} GiB of prepared images do not fit where {self.cache.room() / 2**30:.1f} GiB may "
+                "be written; they are not kept and are prepared again the next time",
+                MedTransferWarning,
+                stacklevel=2,
+            )
+            self.cache = None
+
         def keep(index: int) -> None:
             array = self.one(index)
             if array.shape != first.shape:
@@ -120,7 +131,11 @@ class Prepared:
         with ThreadPoolExecutor(2) as pool:
             jobs = pool.map(keep, wanted)
             for _ in tqdm(
-                jobs, total=len(wanted), desc="prepare", unit="case", disable=None if self.progress else True
+                jobs,
+                total=len(wanted),
+                desc=f"prepare, {size / 2**20:,.0f} MiB",
+                unit="case",
+                disable=None if self.progress else True,
             ):
                 pass
 

@@ -4,9 +4,10 @@
     python tests/benchmarks/label_efficiency.py --data breast --n 0
 
 n = 0 means all. Draws are stratified subsets of the official training part; the official validation part stops
-training, the official test part is read once a run and decides nothing in it. The defaults themselves were found while
-validation and test results of many settings were printed side by side, so their test numbers are optimistic; trust other
-data more. What is fixed by design, from the training part alone: sides, stages that are pooled, the network (by inner log loss), augmentation by modality.
+training, the official test part is read once a run and decides nothing in it. The defaults themselves were found
+while validation and test results of many settings were printed side by side, so their test numbers are optimistic;
+trust other data more. What is fixed by design, from the training part alone: sides, stages that are pooled, the
+network (by inner log loss), augmentation by modality.
 """
 
 from __future__ import annotations
