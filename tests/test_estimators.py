@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import blobs
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_val_score
+from small_cohorts import blobs
 
 from medtransfer import Prepare, Recipe
 from medtransfer.errors import CohortError

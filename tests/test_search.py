@@ -1,7 +1,7 @@
 """A search sees the training part only and admits when the default was as good."""
 
 import pytest
-from conftest import blobs
+from small_cohorts import blobs
 
 from medtransfer import Prepare, Recipe, load_model, split_by_patient
 

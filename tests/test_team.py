@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 PROGRAM = """
 import sys
-from conftest import blobs
+from small_cohorts import blobs
 from medtransfer import Augment, Prepare, Recipe, fit, load_model, split_by_patient
 cohort = blobs(60)
 recipe = Recipe(epochs=3, freeze_epochs=1, unfreeze_from="layer1", batch_size=8, lr=3e-3, ema=0.5, average=2)

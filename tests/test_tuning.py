@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import blobs
+from small_cohorts import blobs
 from torch import nn
 from torch.nn import functional as F
 

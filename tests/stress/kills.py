@@ -25,7 +25,7 @@ FILES = ("model.safetensors", "last.safetensors", "history.json")
 def train(out: Path) -> None:
     """The disturbed program: a small fine-tuning with everything that has a state."""
     sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
-    from conftest import blobs
+    from small_cohorts import blobs
 
     import medtransfer.cache
     from medtransfer import Augment, Head, Prepare, Recipe, fit, load_model, run, split_by_patient
