@@ -82,6 +82,18 @@ class Logistic:
         return softmax(features.astype(np.float64) @ self.weight.T + self.bias)
 
 
+def numbered(names: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
+    """Numbers for names by first appearance: pseudonyms, which differ from user to user, must not order anything.
+
+    Examples
+    --------
+    >>> numbered(["z", "a", "z"]).tolist()
+    [0, 1, 0]
+    """
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(str(name), len(seen)) for name in names], dtype=np.int64)
+
+
 def softmax(logits: Floats) -> Floats:
     """Probabilities of logits, rows sum to one."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -128,7 +140,7 @@ def fit_logistic(
         scale = tuple(s / len(views) for s in strengths)  # views make no more of the evidence
         return _path(rows, np.tile(labels[part], len(views)), classes, balanced, scale)
 
-    for fit, rest in folds.split(raw, labels, patients):
+    for fit, rest in folds.split(raw, labels, numbered(patients)):
         for i, (weight, bias) in enumerate(learned(fit, strengths)):
             held_out[i, rest] = softmax(raw[rest] @ weight.T + bias)
     chosen = np.take_along_axis(held_out, labels[None, :, None], axis=2)[..., 0]

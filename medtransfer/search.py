@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medtransfer.errors import require
+from medtransfer.features import numbered
 from medtransfer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def search(
     best = losses(Recipe(**study.best_trial.user_attrs["recipe"]), f"trial-{study.best_trial.number}")
     aliases = np.array(sorted(inner.aliases))
     patient = dict(zip(inner.aliases, inner.patients, strict=True))
-    _, group = np.unique([patient[a] for a in aliases], return_inverse=True)
+    group = numbered([patient[a] for a in aliases])
     interval = _interval(base - best, group, seed)
     recipe = Recipe(**study.best_trial.user_attrs["recipe"]) if interval[0] > 0 else default
     return Found(recipe, float(best.mean()), float(base.mean()), interval, trials, time.monotonic() - started)

@@ -148,3 +148,17 @@ def test_the_key_is_private_and_decides_the_pseudonym(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDTRANSFER_HOME", str(tmp_path / "other"))
     assert pseudonym("patient", "P1") != first
     assert Path(tmp_path / "other" / "private.key").is_file()
+
+
+def test_another_users_key_changes_names_and_no_number(dump, tmp_path, monkeypatch):
+    found = []
+    for user in "ab":
+        monkeypatch.setenv("MEDTRANSFER_HOME", str(tmp_path / user))
+        text = experiment(dump, tmp_path / f"run-{user}").resolved(private=True)
+        changes = ["recipe={method: logistic}", "split={folds: 4, val: 0}"]
+        result = train(Experiment.from_text(text, changes=changes), progress=False)
+        found.append((result.evaluation.predictions, result.evaluation.estimates))
+    (first, numbers), (second, others) = found
+    assert not set(first.patient) & set(second.patient)
+    assert (first.probability == second.probability).all()
+    assert numbers == others
