@@ -10,6 +10,7 @@ from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, 
 from medtransfer.metrics.panel import Panel, at_boundary, binary, mean_of_defined, measure, rarer
 
 Floats = NDArray[np.float64]
+RATES = ("auroc", "average_precision", "sensitivity", "specificity", "ppv", "npv", "brier", "calibration_slope")
 
 
 def multilabel(
@@ -53,7 +54,9 @@ def multilabel(
     for k in range(y.shape[1]):
         at = np.flatnonzero(known[:, k])
         here = ClusterBootstrap(resamples.patient[at], resamples.counts)
-        one, _ = binary(yes[at, k], p[at, k], called[at, k], np.zeros(len(at), dtype=np.int64), here)
+        one = Panel(estimates={name: Estimate(None, note="no case has this label known") for name in RATES})
+        if len(at):
+            one, _ = binary(yes[at, k], p[at, k], called[at, k], np.zeros(len(at), dtype=np.int64), here)
         rows.append(one.estimates)
         draws.append(one.draws)
         units.append(rarer(yes[at, k], here.patient))
@@ -83,7 +86,7 @@ def _means(
     found = {}
     for name in ("auroc", "average_precision"):
         values = [np.array([np.nan if row[name].value is None else row[name].value]) for row in rows]
-        each = [d[name] for d in draws]
+        each = [d.get(name, np.full(len(resamples.counts), np.nan)) for d in draws]
         there = sum(bool(row[name]) for row in rows)
         for kind, of, drawn in (("macro", None, None), ("weighted", yes.sum(axis=0)[None].astype(np.float64), weight)):
             point = float(mean_of_defined(values, of)[0])
