@@ -36,6 +36,41 @@ class Author(BaseModel):
     eligibility: str = ""
     ethics: str = ""
     funding: str = ""
+    abstract: str = ""
+    acquisition: str = ""
+    adverse_events: str = ""
+    alternatives: str = ""
+    annotation: str = ""
+    availability: str = ""
+    background: str = ""
+    blinding: str = ""
+    data_source: str = ""
+    deidentification: str = ""
+    design: str = ""
+    fairness: str = ""
+    imbalance: str = ""
+    implications: str = ""
+    inequalities: str = ""
+    interests: str = ""
+    interpretation: str = ""
+    involvement: str = ""
+    limitations: str = ""
+    missing_data: str = ""
+    objectives: str = ""
+    poor_input: str = ""
+    protocol: str = ""
+    reference_rationale: str = ""
+    registration: str = ""
+    sample_size: str = ""
+    setting: str = ""
+    time_between: str = ""
+    treatments: str = ""
+    updating: str = ""
+    users: str = ""
+    variability: str = ""
+    developer: str = ""
+    contact: str = ""
+    maintenance: str = ""
 
 
 class AuditSettings(BaseModel):
@@ -78,6 +113,7 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.model import load_model
     from medtransfer.prepare import Prepare
     from medtransfer.recipe import Recipe
+    from medtransfer.report import write_report
     from medtransfer.split import split_by_patient
 
     return {
@@ -89,6 +125,7 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
         "model": keywords(load_model),
         "recipe": Recipe,
         "evaluate": keywords(judge, skip=("run",)),
+        "report": keywords(write_report, skip=("result", "path")),
         "author": Author,
     }
 
