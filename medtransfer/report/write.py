@@ -166,6 +166,7 @@ def _environment(words: Words, *, html: bool) -> jinja2.Environment:
     )
     found.filters |= {
         "est": words.estimate,
+        "tight": words.tight,
         "number": words.number,
         "method": words.method,
         "percent": content.percent,

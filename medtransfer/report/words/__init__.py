@@ -104,6 +104,13 @@ class Words:
             return self.plain("word.not_defined")
         return str(value).replace(" to ", self.plain("word.to"))
 
+    def tight(self, value: Estimate | None) -> Markup:
+        """As :meth:`estimate`, for narrow columns: it breaks before the interval and nowhere else."""
+        text, _, interval = self.estimate(value).partition(" (")
+        if not interval:
+            return escape(text)
+        return Markup('{} <span class="whole">({}</span>').format(text, interval)
+
     def number(self, value: object) -> str:
         """A count with thin spaces, or 'not recorded'."""
         if value is None or value == "":

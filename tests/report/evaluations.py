@@ -1,0 +1,119 @@
+"""Evaluations of every task, put together from the statistics, for the report's tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medtransfer.evaluate import Evaluation, evaluate
+from medtransfer.metrics.checks import Check
+from medtransfer.metrics.intervals import ClusterBootstrap, Estimate
+from medtransfer.metrics.multilabel import multilabel
+from medtransfer.metrics.ordinal import ordinal
+from medtransfer.metrics.panel import Panel
+from medtransfer.metrics.regression import regression
+from medtransfer.predictions import Predictions, Task
+
+Rows = list[dict[str, Estimate]]
+
+
+def predictions(task: Task, classes: tuple[str, ...], n: int = 200, seed: int = 0) -> Predictions:
+    """Scores that follow the reference, two cases a patient."""
+    rng = np.random.default_rng(seed)
+    size = len(classes)
+    ids = np.array([f"case-{i:05d}" for i in range(n)])
+    patient = np.array([f"patient-{i // 2:05d}" for i in range(n)])
+    if task == "regression":
+        reference = rng.normal(40, 8, (n, size))
+        said = 0.85 * reference + 5 + rng.normal(0, 3, (n, size))
+        reference[::17, -1] = np.nan
+    elif task == "multilabel":
+        reference = (rng.random((n, size)) < np.linspace(0.4, 0.1, size)).astype(float)
+        said = 1 / (1 + np.exp(-(2.5 * reference - 1.5 + rng.normal(size=(n, size)))))
+        reference[::11, 0] = np.nan
+    else:
+        reference = rng.integers(0, size, n)
+        place = reference + rng.normal(0, 0.8, n) if task == "ordinal" else reference
+        scores = -((np.arange(size) - place[:, None]) ** 2) + (rng.normal(size=(n, size)) if task != "ordinal" else 0)
+        said = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    return Predictions(ids, patient, reference, said, classes, np.zeros(n, int), "test", task=task)
+
+
+def result(task: Task, classes: tuple[str, ...], record: dict[str, object] | None = None, n: int = 200) -> Evaluation:
+    """An evaluation of a task as the statistics give it."""
+    p = predictions(task, classes, n)
+    if task == "classification":
+        return evaluate(p, threshold=0.5 if len(classes) == 2 else None, bootstrap=100)
+    draws = ClusterBootstrap.draw(p.patient, resamples=100)
+    found: tuple[Panel, Rows]
+    table = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    if task == "multilabel":
+        found, primary = multilabel(p.reference, p.probability, draws), "macro_auroc"
+    elif task == "regression":
+        found, primary = regression(p.reference, p.probability, draws), "mae"
+    else:
+        found, primary = ordinal(p.reference, p.probability, draws), "kappa_quadratic"
+        np.add.at(table, (p.reference, p.probability.argmax(axis=1)), 1)
+    panel, rows = found
+    return Evaluation(
+        predictions=p,
+        threshold=None,
+        calibrator=None,
+        primary=primary,
+        estimates=panel.estimates,
+        recalibrated={},
+        per_class=dict(zip(classes, rows, strict=True)) if len(rows) == len(classes) else {},
+        table=table,
+        curves=panel.curves,
+        controls=[],
+        subgroups=[],
+        prevalences=[],
+        checks=[Check("Leakage", "unknown", "No audit of the split was recorded.")],
+        counts={"cases": n, "patients": (n + 1) // 2, "unknown": 0, "folds": 1},
+        bootstrap=100,
+        seed=0,
+        record=record or {},
+    )
+
+
+EXTRAS: dict[str, object] = {
+    "uncertainty": {
+        "risk_coverage": {
+            "coverage": [0.2, 0.4, 0.6, 0.8, 1.0],
+            "risk": [0.02, 0.04, 0.08, 0.11, 0.16],
+            "low": [0.0, 0.01, 0.05, 0.08, 0.12],
+            "high": [0.06, 0.08, 0.12, 0.15, 0.2],
+        },
+        "conformal": [
+            {"level": 0.9, "coverage": {"value": 0.91, "low": 0.86, "high": 0.95}, "size": 1.2, "single": 0.8, "empty": 0.0}
+        ],
+        "deferral": [
+            {"deferred": 0.0, "kept": 200, "sensitivity": 0.8, "specificity": {"value": 0.85, "low": 0.8, "high": 0.9}},
+            {"deferred": 0.2, "kept": 160, "sensitivity": 0.9, "specificity": {"value": 0.92, "low": 0.86, "high": 0.96}},
+        ],
+    },
+    "learning_curve": {
+        "measure": "auroc",
+        "points": [
+            {"cases": 50, "value": {"value": 0.78, "low": 0.7, "high": 0.85}},
+            {"cases": 100, "value": {"value": 0.84, "low": 0.79, "high": 0.88}},
+        ],
+        "curve": {"cases": [50, 100, 200, 400], "value": [0.78, 0.84, 0.88, 0.9], "low": [0.7, 0.8, 0.84, 0.85],
+                  "high": [0.85, 0.88, 0.92, 0.95]},
+        "held_back": {"cases": 200, "value": {"value": 0.87, "low": 0.84, "high": 0.9}},
+        "predicted": {"cases": 400, "value": {"value": 0.9, "low": 0.85, "high": 0.95}},
+        "target": 0.9,
+        "needed": 400,
+    },
+    "segmentation": {
+        "tolerance_mm": 2.0,
+        "structures": [
+            {"name": "anterior", "cases": 5, "missed": 1, "false_positive": 0, "dice": {"value": 0.7, "low": 0.5, "high": 0.9},
+             "nsd": 0.8, "hd95_mm": 4.2, "volume_bias_ml": -0.3}
+        ],
+        "cases": [
+            {"case": f"c{i}", "structure": "anterior", "dice": d, "nsd": d, "hd95_mm": 9 * (1 - d),
+             "reference_ml": 3.0 + i, "predicted_ml": 2.9 + i}
+            for i, d in enumerate([0.9, 0.85, 0.88, 0.0, 0.87])
+        ],
+    },
+}  # fmt: skip
