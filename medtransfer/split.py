@@ -133,6 +133,16 @@ class Split:
             return {part.name: part for part in self.folds[0].parts()}
         return {f"fold {i + 1}": fold.test for i, fold in enumerate(self.folds)}
 
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = "".join(f"<th>{name}</th>" for name in ("fold", *PARTS))
+        rows = "".join(
+            f"<tr><td>{i}</td>" + "".join(f"<td style='text-align:right'>{len(p)}</td>" for p in fold.parts()) + "</tr>"
+            for i, fold in enumerate(self.folds, start=1)
+        )
+        return f"<table><caption>{escape(self.scheme)}, seed {self.seed}</caption><tr>{head}</tr>{rows}</table>"
+
     def save(self, path: str | Path) -> None:
         """Write the split as JSON, whole or not at all; cases stand in it by pseudonym only."""
         folds = [{p.name: [self.aliases[i] for i in p] for p in fold.parts()} for fold in self.folds]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from medtransfer.evaluate import Evaluation, evaluate
@@ -42,18 +44,19 @@ def result(task: Task, classes: tuple[str, ...], record: dict[str, object] | Non
     """An evaluation of a task as the statistics give it."""
     p = predictions(task, classes, n)
     if task == "classification":
-        return evaluate(p, threshold=0.5 if len(classes) == 2 else None, bootstrap=100)
+        found = evaluate(p, threshold=0.5 if len(classes) == 2 else None, bootstrap=100)
+        return replace(found, record=record or {})
     draws = ClusterBootstrap.draw(p.patient, resamples=100)
-    found: tuple[Panel, Rows]
+    of: tuple[Panel, Rows]
     table = np.zeros((len(classes), len(classes)), dtype=np.int64)
     if task == "multilabel":
-        found, primary = multilabel(p.reference, p.probability, draws), "macro_auroc"
+        of, primary = multilabel(p.reference, p.probability, draws), "macro_auroc"
     elif task == "regression":
-        found, primary = regression(p.reference, p.probability, draws), "mae"
+        of, primary = regression(p.reference, p.probability, draws), "mae"
     else:
-        found, primary = ordinal(p.reference, p.probability, draws), "kappa_quadratic"
+        of, primary = ordinal(p.reference, p.probability, draws), "kappa_quadratic"
         np.add.at(table, (p.reference, p.probability.argmax(axis=1)), 1)
-    panel, rows = found
+    panel, rows = of
     return Evaluation(
         predictions=p,
         threshold=None,
@@ -75,45 +78,50 @@ def result(task: Task, classes: tuple[str, ...], record: dict[str, object] | Non
     )
 
 
+def between(value: float, low: float, high: float) -> dict[str, float]:
+    """An estimate in its JSON form."""
+    return {"value": value, "low": low, "high": high}
+
+
+SETS = {"level": 0.9, "coverage": between(0.91, 0.86, 0.95), "size": 1.2, "single": 0.8, "empty": 0.0}
+DEFERRAL = [
+    {"deferred": 0.0, "kept": 200, "sensitivity": 0.8, "specificity": between(0.85, 0.8, 0.9)},
+    {"deferred": 0.2, "kept": 160, "sensitivity": 0.9, "specificity": between(0.92, 0.86, 0.96)},
+]
+COVERAGE = {
+    "coverage": [0.2, 0.4, 0.6, 0.8, 1.0],
+    "risk": [0.02, 0.04, 0.08, 0.11, 0.16],
+    "low": [0.0, 0.01, 0.05, 0.08, 0.12],
+    "high": [0.06, 0.08, 0.12, 0.15, 0.2],
+}
+CURVE = {
+    "cases": [50, 100, 200, 400],
+    "value": [0.78, 0.84, 0.88, 0.9],
+    "low": [0.7, 0.8, 0.84, 0.85],
+    "high": [0.85, 0.88, 0.92, 0.95],
+}
+STRUCTURE = {"name": "anterior", "cases": 5, "missed": 1, "false_positive": 0, "dice": between(0.7, 0.5, 0.9)}
 EXTRAS: dict[str, object] = {
-    "uncertainty": {
-        "risk_coverage": {
-            "coverage": [0.2, 0.4, 0.6, 0.8, 1.0],
-            "risk": [0.02, 0.04, 0.08, 0.11, 0.16],
-            "low": [0.0, 0.01, 0.05, 0.08, 0.12],
-            "high": [0.06, 0.08, 0.12, 0.15, 0.2],
-        },
-        "conformal": [
-            {"level": 0.9, "coverage": {"value": 0.91, "low": 0.86, "high": 0.95}, "size": 1.2, "single": 0.8, "empty": 0.0}
-        ],
-        "deferral": [
-            {"deferred": 0.0, "kept": 200, "sensitivity": 0.8, "specificity": {"value": 0.85, "low": 0.8, "high": 0.9}},
-            {"deferred": 0.2, "kept": 160, "sensitivity": 0.9, "specificity": {"value": 0.92, "low": 0.86, "high": 0.96}},
-        ],
-    },
+    "uncertainty": {"risk_coverage": COVERAGE, "conformal": [SETS], "deferral": DEFERRAL},
     "learning_curve": {
         "measure": "auroc",
         "points": [
-            {"cases": 50, "value": {"value": 0.78, "low": 0.7, "high": 0.85}},
-            {"cases": 100, "value": {"value": 0.84, "low": 0.79, "high": 0.88}},
+            {"cases": 50, "value": between(0.78, 0.7, 0.85)},
+            {"cases": 100, "value": between(0.84, 0.79, 0.88)},
         ],
-        "curve": {"cases": [50, 100, 200, 400], "value": [0.78, 0.84, 0.88, 0.9], "low": [0.7, 0.8, 0.84, 0.85],
-                  "high": [0.85, 0.88, 0.92, 0.95]},
-        "held_back": {"cases": 200, "value": {"value": 0.87, "low": 0.84, "high": 0.9}},
-        "predicted": {"cases": 400, "value": {"value": 0.9, "low": 0.85, "high": 0.95}},
+        "curve": CURVE,
+        "held_back": {"cases": 200, "value": between(0.87, 0.84, 0.9)},
+        "predicted": {"cases": 400, "value": between(0.9, 0.85, 0.95)},
         "target": 0.9,
         "needed": 400,
     },
     "segmentation": {
         "tolerance_mm": 2.0,
-        "structures": [
-            {"name": "anterior", "cases": 5, "missed": 1, "false_positive": 0, "dice": {"value": 0.7, "low": 0.5, "high": 0.9},
-             "nsd": 0.8, "hd95_mm": 4.2, "volume_bias_ml": -0.3}
-        ],
+        "structures": [STRUCTURE | {"nsd": 0.8, "hd95_mm": 4.2, "volume_bias_ml": -0.3}],
         "cases": [
-            {"case": f"c{i}", "structure": "anterior", "dice": d, "nsd": d, "hd95_mm": 9 * (1 - d),
-             "reference_ml": 3.0 + i, "predicted_ml": 2.9 + i}
+            {"case": f"c{i}", "structure": "anterior", "dice": d, "nsd": d, "hd95_mm": 9 * (1 - d)}
+            | {"reference_ml": 3.0 + i, "predicted_ml": 2.9 + i}
             for i, d in enumerate([0.9, 0.85, 0.88, 0.0, 0.87])
         ],
     },
-}  # fmt: skip
+}

@@ -83,20 +83,22 @@ class Words:
 
     def put(self, text: str) -> str:
         """A sentence that came with the numbers, in this language where it is known."""
+        return self._known(text) or text
+
+    def said(self, text: str) -> Markup:
+        """As :meth:`put`, marked as English where it stayed so."""
+        found = self._known(text)
+        return Markup('<span lang="en">{}</span>').format(text) if found is None else escape(found)
+
+    def _known(self, text: str) -> str | None:
         if self.language == "en":
             return text
         for key, pattern in _patterns():
             if match := pattern.fullmatch(text):
                 parts = {name: self.put(value) for name, value in match.groupdict().items()}
                 return self._texts[key].format(**parts)
-        return text
-
-    def said(self, text: str) -> Markup:
-        """As :meth:`put`, marked as English where it stayed so."""
-        found = self.put(text)
-        if found == text and self.language != "en":
-            return Markup('<span lang="en">{}</span>').format(text)
-        return escape(found)
+        parts_of = [self._known(part) for part in text.split("; ")] if "; " in text else [None]
+        return "; ".join(filter(None, parts_of)) if all(parts_of) else None
 
     def estimate(self, value: Estimate | None) -> str:
         """An estimate with its interval as text."""
