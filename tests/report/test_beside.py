@@ -77,7 +77,7 @@ def test_the_chai_card_follows_its_schema_and_escapes() -> None:
     assert text["ModelName"] == hostile.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
     assert text["KnownRisksAndLimitations"].startswith("few patients")
     assert text["ClinicalRiskLevel"] == "Not stated"
-    assert "AUROC" in [e.text for e in root.iter(f"{{{NAMESPACE}}}Result")][0]
+    assert "AUROC" in next(e.text for e in root.iter(f"{{{NAMESPACE}}}Result"))
 
 
 def valid(value: object, schema: dict[str, object], root: dict[str, object]) -> None:

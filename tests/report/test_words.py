@@ -41,7 +41,7 @@ def test_every_estimate_author_field_and_item_has_its_words() -> None:
 
 def test_templates_hold_no_sentence() -> None:
     names = {"medtransfer", "SHA-256", "D", "CLAIM", "TRIPOD+AI", "STARD-AI", "p", "px"}
-    for path in sorted((HERE / "templates").glob("*.html")) + [HERE / "templates" / "model_card.md"]:
+    for path in [*sorted((HERE / "templates").glob("*.html")), HERE / "templates" / "model_card.md"]:
         text = re.sub(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}", " ", path.read_text(encoding="utf-8"), flags=re.S)
         text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>|&\w+;", " ", text, flags=re.S)
         assert not set(re.findall(r"[A-Za-z][\w+-]*", text)) - names, path.name
@@ -56,8 +56,11 @@ def test_every_key_that_code_and_templates_name_exists() -> None:
             assert key in words, f"{path.name}: {key}"
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("task", ["classification", "multilabel", "ordinal", "regression"])
+@pytest.mark.parametrize(
+    ("task", "language"),
+    [(task, "en") for task in ("classification", "multilabel", "ordinal", "regression")]
+    + [("classification", "de"), ("multilabel", "fr"), ("ordinal", "es"), ("regression", "de")],
+)
 def test_a_page_in_every_language_and_task(task: str, language: str) -> None:
     found = result(task, ("one", "two"), record=EXTRAS)  # type: ignore[arg-type]
     words = Words(language)
