@@ -9,9 +9,10 @@ from pydantic import Field
 
 from medtransfer.controls import Control
 from medtransfer.controls import controls as control_predictions
+from medtransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from medtransfer.evaluate import Evaluation
+    from medtransfer.evaluate import Evaluation, Threshold
     from medtransfer.run import Run
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -55,13 +56,20 @@ def judge(
     from medtransfer.evaluate import calibrate as fit_calibrator
     from medtransfer.evaluate import evaluate, threshold_by_rule
 
-    binary = len(run.cohort.classes) == 2
+    task, binary = run.cohort.task, run.cohort.task == "classification" and len(run.cohort.classes) == 2
+    if calibrate and task != "classification":
+        raise ConfigError("only classes can be recalibrated", where="evaluate.calibrate", got=task, fix="leave it out")
     test = run.test()
-    val = run.validation() if binary or calibrate else None
+    val = run.validation() if binary or calibrate or task == "multilabel" else None
     groups = {name: values for name in subgroups if (values := _covariate(run, name)) is not None}
+    point: Threshold | dict[str, Threshold] | None = None
+    if val is not None and task == "multilabel":
+        point = {name: threshold_by_rule(threshold, val.label(name)) for name in val.classes}
+    elif val is not None and binary:
+        point = threshold_by_rule(threshold, val)
     return evaluate(
         test,
-        threshold=threshold_by_rule(threshold, val) if binary and val is not None else None,
+        threshold=point,
         calibrator=fit_calibrator(val) if calibrate and val is not None else None,
         bootstrap=bootstrap,
         seed=seed,

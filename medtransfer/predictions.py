@@ -100,6 +100,20 @@ class Predictions:
             raise MetricError("a positive class exists only among two", got=f"{len(self.classes)} classes")
         return self.probability[:, 1]
 
+    def label(self, name: str) -> Predictions:
+        """One label of a multi-label task as a task of two classes, ``'no <label>'`` and the label."""
+        if self.task != "multilabel" or name not in self.classes:
+            raise MetricError(f"there is no label '{name}'", got=f"{self.task} of {', '.join(self.classes)}")
+        k = self.classes.index(name)
+        said, chance = self.reference[:, k], self.probability[:, k]
+        return replace(
+            self,
+            reference=np.where(np.isnan(said), -1, said).astype(np.int64),
+            probability=np.stack([1 - chance, chance], axis=1),
+            classes=(f"no {name}", name),
+            task="classification",
+        )
+
     def take(
         self, keep: NDArray[np.bool_] | NDArray[np.int64] | Callable[[Predictions], NDArray[np.bool_]]
     ) -> Predictions:
