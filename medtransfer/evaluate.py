@@ -297,7 +297,7 @@ def evaluate(
     beside = [comparison.control(name, other, scored, resamples) for name, other in (controls or {}).items()]
     record = test.source.record() if test.source is not None else {}
     counts = {
-        "cases": len(scored),
+        "cases": len(np.unique(scored.case)),
         "patients": len(np.unique(scored.patient)),
         "unknown": int((~known).sum()),
         "folds": len(np.unique(scored.fold)),

@@ -16,7 +16,7 @@ ROOMS = [
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics",
-    "loop", "fit", "estimators", "search",
+    "loop", "fit", "estimators", "trials", "search", "strategies",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
