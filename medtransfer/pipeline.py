@@ -78,6 +78,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     from medtransfer.fit import fit
     from medtransfer.model import load_model
     from medtransfer.recipe import Recipe
+    from medtransfer.track import track
 
     started = time.monotonic()
     out = Path(experiment.top.out)
@@ -87,6 +88,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     recipe = experiment.settings["recipe"] or Recipe.for_size(len(split.folds[0].train))
+    tracker = track(out, **experiment.arguments("track"))
     run = fit(
         model,
         cohort,
@@ -97,6 +99,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         augment=experiment.settings["augment"],
         seed=experiment.top.seed,
         progress=progress,
+        watch=tracker,
     )
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
@@ -112,7 +115,10 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
             "runtime_s": known.get("total_s") or round(time.monotonic() - started, 1),
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: Run, experiment: Experiment, *, started: float = math.nan) -> Result:

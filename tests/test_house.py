@@ -16,8 +16,9 @@ ROOMS = [
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics",
-    "loop", "fit", "estimators", "trials", "search", "strategies",
-    "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
+    "loop", "fit", "estimators", "trials", "search",
+    "export", "controls", "evaluate", "strategies", "track", "report", "judge", "config", "pipeline", "refine",
+    "phantom", "demo", "cli_refine", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
            "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
