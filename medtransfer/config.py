@@ -79,8 +79,12 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.model import load_model
     from medtransfer.prepare import Prepare
     from medtransfer.recipe import Recipe
+    from medtransfer.search import search
     from medtransfer.split import split_by_patient
+    from medtransfer.track import track
 
+    searched = ("trials", "minutes", "folds", "fold", "sizes", "backbones", "storage", "pruner", "watts")
+    rest = [k for k in inspect.signature(search).parameters if k not in searched]
     return {
         "cohort": keywords(getattr(Cohort, _COHORTS[cohort_key]), skip=("progress", "scan_store")),
         "split": keywords(split_by_patient, skip=("cohort",)),
@@ -90,6 +94,8 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
         "model": keywords(load_model),
         "recipe": Recipe,
         "evaluate": keywords(judge, skip=("run",)),
+        "search": keywords(search, skip=rest),
+        "track": keywords(track, skip=("out",)),
         "author": Author,
     }
 
@@ -228,6 +234,8 @@ class Experiment:
         if not private:
             for section, keys in _PATHS.items():
                 out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
+            for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
+                out[section] |= {key: "(private)"} if key in out[section] else {}
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )

@@ -291,7 +291,7 @@ def evaluate(
         prevalences=[comparison.at_prevalence(v, found) for v in prevalences] if point is not None else [],
         checks=checks.all_checks(scored, found.estimates, recalibrated, primary, point, beside, record),
         counts={
-            "cases": len(scored),
+            "cases": len(np.unique(scored.case)),
             "patients": len(np.unique(scored.patient)),
             "unknown": int((~known).sum()),
             "folds": len(np.unique(scored.fold)),

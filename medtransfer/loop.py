@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from medtransfer.team import Team
 from medtransfer.training import State, Stop, average
 from medtransfer.tuned import choose, faster
 
+Watch = Callable[[dict[str, Any]], None]
 _BATCH = 32  # cases at once where nothing learns
 
 
@@ -44,6 +45,7 @@ class Job:
     recipe: Recipe
     augment: Augment
     seed: int
+    watch: Watch | None = None
     _boundaries: dict[int, Boundary] = field(default_factory=dict, repr=False)
 
     def fit_fold(self, number: int, fold: Fold, stop: Stop) -> None:
@@ -130,9 +132,15 @@ class Job:
         entry = self.solved(number, fold, found)
         write(folder / "held_out.json", json.dumps(found.held_out.tolist()))
         write_json(folder / "history.json", [entry])
-        append(self.run.folder / "log.jsonl", entry)
+        self.log(entry)
         facts = {"description": self.model.description.to_json()}
         save_checkpoint(folder / "model.safetensors", fitted.state_dict(), facts)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Write an entry down and tell whoever watches."""
+        append(self.run.folder / "log.jsonl", entry)
+        if self.watch is not None:
+            self.watch(entry)
 
     def validate(self, chances: NDArray[np.float64], fold: Fold) -> dict[str, float | None]:
         """Loss and, for two classes, area under the ROC curve of a validation part."""
@@ -173,6 +181,8 @@ class _Training:
             fitted, found = self.job.solve(self.fold)
             model.load_state_dict(fitted.state_dict())
             state.begin(self.job.solved(self.number, self.fold, found), write=self.team.first)
+            if self.team.first:
+                self.job.log(state.history[0])
             self.team.wait()
         several = len(self.job.run.split.folds) > 1
         bar = tqdm(
@@ -193,7 +203,7 @@ class _Training:
                     state.save()
                     state.tidy()
                     facts = {"seconds": round(time.monotonic() - started, 3), "learning_rate": self._rate(state)}
-                    append(self.job.run.folder / "log.jsonl", entry | facts)
+                    self.job.log(entry | facts)
                 else:
                     state.next_epoch(entry["val_loss"], write=False)
                 self.team.wait()

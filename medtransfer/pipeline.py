@@ -96,6 +96,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     """
     from medtransfer.audit import audit
     from medtransfer.fit import fit
+    from medtransfer.track import track
 
     started = time.monotonic()
     out = Path(experiment.top.out)
@@ -105,6 +106,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     recipe = make_recipe(experiment, model, len(split.folds[0].train))
+    tracker = track(out, **experiment.arguments("track"))
     run = fit(
         model,
         cohort,
@@ -115,6 +117,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         augment=experiment.settings["augment"],
         seed=experiment.top.seed,
         progress=progress,
+        watch=tracker,
     )
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
@@ -130,7 +133,10 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
             "runtime_s": known.get("total_s") or round(time.monotonic() - started, 1),
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: Run, experiment: Experiment, *, started: float = math.nan) -> Result:

@@ -16,8 +16,9 @@ ROOMS = [
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team",
-    "metrics", "loop", "fit", "estimators", "search",
-    "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
+    "metrics", "loop", "fit", "estimators", "trials", "search",
+    "export", "controls", "evaluate", "strategies", "track", "report", "judge", "config", "pipeline", "refine",
+    "phantom", "demo", "cli_refine", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",

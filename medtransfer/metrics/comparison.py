@@ -164,7 +164,7 @@ def subgroups(
     for grouping, labels in groups.items():
         for level in sorted(set(labels.tolist())):
             inside = labels == level
-            cases, events = int(inside.sum()), int(y[inside].sum())
+            cases, events = len(set(test.case[inside].tolist())), len(set(test.case[inside & y].tolist()))
             if min(events, cases - events) < SUPPRESSED_BELOW:
                 hidden = Estimate(None, note=f"suppressed: fewer than {SUPPRESSED_BELOW} cases of a kind")
                 found.append(Subgroup(grouping, level, cases, events, hidden, hidden, hidden, hidden))
