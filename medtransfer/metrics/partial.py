@@ -42,11 +42,17 @@ def partial_auroc(
     """
     tpr, fpr = rates_by_threshold(positive, score, weight)
     if specificity is not None:
-        low, high, x, height = 1 - specificity[1], 1 - specificity[0], fpr, tpr
-    else:
-        assert sensitivity is not None
-        # the same curve seen from the other class: 1 − sensitivity on the horizontal axis, specificity above it
-        low, high, x, height = 1 - sensitivity[1], 1 - sensitivity[0], (1 - tpr)[..., ::-1], (1 - fpr)[..., ::-1]
+        return _standardised(fpr, tpr, *specificity)
+    assert sensitivity is not None
+    # the same curve seen from the other class: 1 − sensitivity on the horizontal axis, specificity above it
+    return _standardised((1 - tpr)[..., ::-1], (1 - fpr)[..., ::-1], *sensitivity)
+
+
+def _standardised(x: Floats, height: Floats, least: float, most: float) -> Floats:
+    """Area under straight lines between points, x ascending, from 1 − most to 1 − least."""
+    low, high = 1 - most, 1 - least
+    stop = max(int((x < high).any(axis=tuple(range(x.ndim - 1))).sum()) + 1, 2)  # beyond it the area adds nothing
+    x, height = x[..., :stop], height[..., :stop]
     run = np.diff(x, axis=-1)
     rise = np.divide(np.diff(height, axis=-1), run, out=np.zeros_like(run), where=run > 0)
     start, end = np.clip(x[..., :-1], low, high), np.clip(x[..., 1:], low, high)
@@ -95,11 +101,11 @@ def ends_of_the_curve(positive: ArrayLike, score: ArrayLike, weight: ArrayLike |
     >>> float(found["sensitivity_at_specificity_90"])
     0.5
     """
-    found = {
-        "partial_auroc": partial_auroc(positive, score, weight, specificity=(0.9, 1.0)),
-        "partial_auroc_sensitive": partial_auroc(positive, score, weight, sensitivity=(0.9, 1.0)),
-    }
     tpr, fpr = rates_by_threshold(positive, score, weight)
+    found = {
+        "partial_auroc": _standardised(fpr, tpr, 0.9, 1.0),
+        "partial_auroc_sensitive": _standardised((1 - tpr)[..., ::-1], (1 - fpr)[..., ::-1], 0.9, 1.0),
+    }
     for level in (90, 95):
         found[f"sensitivity_at_specificity_{level}"] = _best(tpr, 1 - fpr, level / 100)
         found[f"specificity_at_sensitivity_{level}"] = _best(1 - fpr, tpr, level / 100)
@@ -107,6 +113,6 @@ def ends_of_the_curve(positive: ArrayLike, score: ArrayLike, weight: ArrayLike |
 
 
 def _best(wanted: Floats, held: Floats, least: float) -> Floats:
-    best = np.where(held >= least - 1e-12, wanted, 0).max(axis=-1, initial=0)
-    there = np.isfinite(wanted).all(axis=-1) & np.isfinite(held).all(axis=-1)
-    return np.asarray(np.where(there, best, np.nan))
+    """Largest ``wanted`` where ``held`` is at least so much; nan where one of them is not defined."""
+    best = np.where(held >= least - 1e-12, wanted, 0).max(axis=-1)
+    return np.asarray(np.where(np.isfinite(wanted[..., 0]) & np.isfinite(held[..., 0]), best, np.nan))
