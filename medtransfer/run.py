@@ -163,16 +163,32 @@ class Run:
         known = self.record() if (self.folder / "record.json").is_file() else {}
         write_json(self.folder / "record.json", known | facts)
 
-    def picture(self, case: str) -> NDArray[np.uint8] | None:
-        """The prepared image of a case by pseudonym, as the network saw it; a volume's middle axial slice."""
+    def find(self, case: str) -> tuple[int, int] | None:
+        """Index of a case by pseudonym, and the fold whose model had not seen its patient (0 for training cases)."""
         where = {alias: i for i, alias in enumerate(self.cohort.aliases)}
         if case not in where:
             return None
-        array = self.prepared.one(where[case])
+        index = where[case]
+        return index, next((k for k, fold in enumerate(self.split.folds) if index in set(fold.test)), 0)
+
+    def picture(self, case: str, at: int | None = None) -> NDArray[np.uint8] | None:
+        """The prepared image of a case by pseudonym, as the network saw it; a volume's middle slice, or another."""
+        if (found := self.find(case)) is None:
+            return None
+        array = self.prepared.one(found[0])
         if array.ndim == 4:
-            array = array[:, array.shape[1] // 2]
+            array = array[:, array.shape[1] // 2 if at is None else at]
         shown = array if array.shape[0] == 3 and self.prepare.window_hu is None else array[:1]
         return (np.moveaxis(shown, 0, -1).squeeze() * 255).round().astype(np.uint8)
+
+    def heatmap(self, case: str, class_index: int) -> NDArray[np.float32] | None:
+        """Where the evidence for a class lies in a case by pseudonym: :func:`medtransfer.explain.gradcam`."""
+        from medtransfer.explain import gradcam
+
+        if (found := self.find(case)) is None:
+            return None
+        index, fold = found
+        return gradcam(self.model(fold), self.prepared.one(index), target=class_index)
 
     def __repr__(self) -> str:
         folds = f"{len(self.split.folds)} folds" if len(self.split.folds) > 1 else "holdout"
