@@ -77,10 +77,8 @@ def gradcam(
     """
     x = torch.as_tensor(image, device=next(model.parameters()).device)[None]
     total = evidence(model, x, target=target, stage=stage, plus_plus=plus_plus).clamp(min=0)
-    if model.description.by_slice:
-        found = _resized(total, x.shape[3:])[:, 0]
-    else:
-        found = _resized(total, x.shape[2:])[0, 0]
+    by_slice = model.description.by_slice
+    found = _resized(total, x.shape[3:])[:, 0] if by_slice else _resized(total, x.shape[2:])[0, 0]
     top = float(found.max())
     return (found / top if top > 0 else torch.zeros_like(found)).cpu().numpy()
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.metrics import panel
-from medtransfer.metrics.comparison import difference, headline
-from medtransfer.metrics.intervals import ClusterBootstrap, interval, plain
+from medtransfer.metrics.comparison import control
+from medtransfer.metrics.intervals import ClusterBootstrap, plain
 from medtransfer.predictions import Predictions, concatenate
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ CHANGES: dict[str, tuple[Change, tuple[float, ...], str]] = {
 def robustness(
     run: Run, *, cases: int | None = None, bootstrap: int = 1000, seed: int = 0, batch_size: int = 32
 ) -> dict[str, object]:
-    """The headline estimate on changed test images, with the paired difference to the images as they are.
+    """The headline estimate on changed test images, and what it lost against the same images as they are.
 
     The prepared images are changed, so grey values are shares of the display window. Nothing is fitted again.
 
@@ -99,46 +98,43 @@ def robustness(
     Returns
     -------
     dict
-        Plain JSON types for the run's record: ``metric``, ``cases``, ``seconds``, and ``rows`` of change, level,
-        value, difference (changed minus unchanged) and mean absolute change of the probabilities. ``rows`` is
-        empty where the task is not classification or a class is missing.
+        Plain JSON types for the run's record: ``metric``, ``cases`` out of ``of``, ``seconds``, the estimate on the
+        images ``unchanged``, and ``rows`` of change, level, value, loss (unchanged minus changed) and by how much
+        probabilities moved on average. ``rows`` is empty where the task is not classification or a class is missing.
     """
     started = time.monotonic()
     limit = cases if cases is not None else 200 if run.prepare.dims == 2 else 40
     chosen = [_draw(run, fold.test, limit // len(run.split.folds), seed) for fold in run.split.folds]
-    rows: list[dict[str, object]] = []
-    metric = "auroc" if len(run.cohort.classes) == 2 else "macro_auroc"
+    record: dict[str, object] = {
+        "metric": "auroc" if len(run.cohort.classes) == 2 else "macro_auroc",
+        "cases": sum(map(len, chosen)),
+        "of": sum(len(fold.test) for fold in run.split.folds),
+        "rows": [],
+    }
     if run.model(0).description.task == "classification" and any(chosen):
-        plainly = concatenate([_predict(run, k, part, None, 0.0, seed, batch_size) for k, part in enumerate(chosen)])
-        resamples = ClusterBootstrap.draw(plainly.patient, resamples=bootstrap, seed=seed)
+
+        def answer(change: Change | None, level: float) -> Predictions:
+            parts = [_predict(run, k, part, change, level, seed, batch_size) for k, part in enumerate(chosen)]
+            return concatenate(parts)
+
+        unchanged = answer(None, 0.0)
+        resamples = ClusterBootstrap.draw(unchanged.patient, resamples=bootstrap, seed=seed)
+        record["unchanged"] = plain(control("unchanged", unchanged, unchanged, resamples).value.to_json())
+        rows = []
         for name, (change, levels, words) in CHANGES.items():
             for level in levels:
-                changed = concatenate(
-                    [_predict(run, k, part, change, level, seed, batch_size) for k, part in enumerate(chosen)]
-                )
-                gap = difference(changed, plainly, resamples)[metric]
-                if gap.value is None:
-                    continue
-                statistic = headline(changed)
-                point, draws = statistic(np.ones((1, len(changed)))), resamples.apply(statistic)
-                value = interval(float(point[metric][0]), draws[metric], why=panel.WHY.get(metric, ""))
-                moved = float(np.abs(changed.probability - plainly.probability).max(axis=1).mean())
-                rows.append(
-                    {
-                        "change": name,
-                        "level": words.format(level),
-                        "value": plain(value.to_json()),
-                        "difference": plain(gap.to_json()),
-                        "moved": round(moved, 6),
-                    }
-                )
-    return {
-        "metric": metric,
-        "cases": sum(map(len, chosen)) if rows else 0,
-        "of": sum(len(fold.test) for fold in run.split.folds),
-        "rows": rows,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+                changed = answer(change, level)
+                beside = control(name, changed, unchanged, resamples)
+                row = {
+                    "change": name,
+                    "level": words.format(level),
+                    "value": beside.value.to_json(),
+                    "loss": beside.difference.to_json(),
+                    "moved": float(np.abs(changed.probability - unchanged.probability).max(axis=1).mean()),
+                }
+                rows += [row] if beside.difference else []
+        record["rows"] = plain(rows)
+    return record | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _draw(run: Run, part: Sequence[int], most: int, seed: int) -> list[int]:

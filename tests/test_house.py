@@ -15,9 +15,10 @@ ROOMS = [
     "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "reasons", "boundary", "features", "predict", "explain", "run", "training", "losses", "team", "metrics",
-    "loop", "fit", "estimators", "search",
-    "export", "controls", "robustness", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
+    "tuned", "recipe", "reasons", "boundary", "features", "predict", "explain", "run", "training", "losses", "team",
+    "metrics", "loop", "fit", "estimators", "search",
+    "export", "controls", "robustness", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli",
+    "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
            "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
