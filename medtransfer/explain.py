@@ -1,12 +1,15 @@
 """Which parts of an image speak for an answer: class activation maps, and whether they depend on what was learned.
 
-A map shows where the evidence for an answer lies in the features, not whether the answer is right nor why. Maps
-that stay as they are when the weights are drawn anew show the image, not the model: :func:`randomisation` looks.
+A map shows where the evidence for an answer lies in the features, not whether the answer is right nor why. Two
+things decide whether it shows anything. Heads on general features add up large terms that every image has, anatomy
+above all, and take them off again by their bias: against average images (:func:`average_maps`) these terms are
+gone. And maps that stay as they are when weights are drawn anew show the image, not the model:
+:func:`randomisation` looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +28,16 @@ _SLICES_AT_ONCE = 32
 ALIKE = 0.5  # mean rank correlation from which maps show much the same
 
 Array = NDArray[np.float32]
-Explained = tuple[Model, Array, int]  # a model, a prepared image, the target that is explained
 
 
 def gradcam(
-    model: Model, image: Array | Tensor, *, target: int, stage: str | None = None, plus_plus: bool = False
+    model: Model,
+    image: Array | Tensor,
+    *,
+    target: int,
+    stage: str | None = None,
+    plus_plus: bool = False,
+    average: dict[str, Tensor] | None = None,
 ) -> Array:
     """Where the evidence for one answer lies: Grad-CAM of a prepared image.
 
@@ -50,6 +58,9 @@ def gradcam(
         that pools its class token, None is the stage before the last: the last one's places are not looked at.
     plus_plus : bool
         Grad-CAM++, which weighs positive gradients only and shows several findings of one kind more evenly.
+    average : dict of Tensor or None
+        From :func:`average_maps` with the same ``stage``: then shown is what speaks for the answer more than the
+        same place of the average image does.
 
     Returns
     -------
@@ -75,51 +86,73 @@ def gradcam(
     >>> gradcam(load_model("random/resnet18"), torch.rand(1, 64, 48), target=1).shape
     (64, 48)
     """
-    x = torch.as_tensor(image, device=next(model.parameters()).device)[None]
-    total = evidence(model, x, target=target, stage=stage, plus_plus=plus_plus).clamp(min=0)
+    x = torch.as_tensor(image, device=_device(model))[None]
+    found = evidence(model, x, target=target, stage=stage, plus_plus=plus_plus, average=average).clamp(min=0)
     by_slice = model.description.by_slice
-    found = _resized(total, x.shape[3:])[:, 0] if by_slice else _resized(total, x.shape[2:])[0, 0]
+    found = _resized(found, x.shape[3:])[:, 0] if by_slice else _resized(found, x.shape[2:])[0, 0]
     top = float(found.max())
     return (found / top if top > 0 else torch.zeros_like(found)).cpu().numpy()
 
 
-def evidence(model: Model, x: Tensor, *, target: int, stage: str | None = None, plus_plus: bool = False) -> Tensor:
-    """The map before it is cut at 0, enlarged and scaled: ``[1, 1, ...]``, or ``[slices, 1, ...]`` slice by slice.
+def average_maps(model: Model, images: Iterable[Array], *, stage: str | None = None) -> dict[str, Tensor]:
+    """What the stages behind :func:`gradcam` give on average for images ``[channels, ...]`` of one size, by place.
 
-    Of pooled maps and a linear head without Grad-CAM++ its mean (over the places; of slices that are averaged over
-    these too) is what was explained less its bias.
+    A few dozen images, such as training cases, will do; they are asked for one after the other.
     """
-    model = model.eval()
-    if stage is None and model.description.pool == "token":
-        names = list(model.stages)
-        stage = names[max(0, names.index(_last_pooled(model)) - 1)]
-    leaves, logits = _answer(model, x, stage)
-    score = _score(logits, model.description.task, target)
-    gradients = torch.autograd.grad(score, leaves, allow_unused=True)
-    placewise = model.description.pool == "mean_std"
-    shape = x.shape[3:] if model.description.by_slice else x.shape[2:]
+    total: dict[str, Tensor] = {}
+    model, count = model.eval(), 0
+    for image in images:
+        maps = _maps(model, _seen(model, torch.as_tensor(image, device=_device(model))[None]), _stage(model, stage))
+        total = {name: m + total.get(name, 0) for name, m in maps.items()}
+        count += 1
+    return {name: m / count for name, m in total.items()}
+
+
+def evidence(
+    model: Model,
+    x: Tensor,
+    *,
+    target: int,
+    stage: str | None = None,
+    plus_plus: bool = False,
+    average: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """The map of ``x [1, channels, ...]`` before it is cut at 0, enlarged and scaled: ``[1, 1, ...]``.
+
+    Slice by slice: ``[slices, 1, ...]``. Of pooled maps and a linear head, without Grad-CAM++, its mean over all
+    places (and slices that are averaged) is what was explained less its bias. With the average images of a network
+    that pools means alone it is how far the image's log odds lie above those of the average maps.
+    """
+    model, d = model.eval(), model.description
+    chosen = stage if stage is not None or d.pool != "token" else _stage(model, None)
+    leaves, logits = _answer(model, x, chosen)
+    gradients = torch.autograd.grad(_score(logits, d.task, target), list(leaves.values()), allow_unused=True)
+    shape = x.shape[3:] if d.by_slice else x.shape[2:]
     total: Tensor | None = None
-    for maps, gradient in zip(leaves, gradients, strict=True):
+    for (name, maps), gradient in zip(leaves.items(), gradients, strict=True):
         if gradient is None:
             raise WeightsError(
-                f"the answer does not come through the stage '{stage}'",
-                got=f"pooled from {', '.join(model.description.pool_from)}",
+                f"the answer does not come through the stage '{stage}'", got=f"pooled from {', '.join(d.pool_from)}"
             )
-        if architecture(model.description.arch).has_token:
-            maps, gradient = laid_out(maps, shape), laid_out(gradient, shape)
-        one = _weighed(maps.detach(), gradient, placewise=placewise, plus_plus=plus_plus) * len(maps)
+        there = maps.detach()
+        beyond = there if average is None else there - average[name]
+        if architecture(d.arch).has_token:
+            there, beyond, gradient = (laid_out(m, shape) for m in (there, beyond, gradient))
+        weights = _plus_plus(there, gradient) if plus_plus else _weights(gradient, placewise=d.pool == "mean_std")
+        one = len(there) * (weights * beyond).sum(1, keepdim=True)
         total = one if total is None else total + _resized(one, total.shape[2:])
     assert total is not None
     return total
 
 
-def _answer(model: Model, x: Tensor, stage: str | None) -> tuple[list[Tensor], Tensor]:
-    """Maps ``[images, width, ...]`` that are explained, ready for gradients, and the logits made of them."""
-    d = model.description
-    images = model.slices(x).flatten(0, 1) if d.by_slice else x
-    last = stage or _last_pooled(model)
-    maps = _maps(model, images, last)
-    leaves = [m.requires_grad_() for name, m in maps.items() if stage in (None, name)]
+def _answer(model: Model, x: Tensor, stage: str | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Maps ``[images, width, ...]`` that are explained, by stage and ready for gradients, and the logits made of them.
+
+    Without a stage these are all pooled maps, each for itself; with one, all that follows it depends on it.
+    """
+    d, last = model.description, _stage(model, stage)
+    maps = _maps(model, _seen(model, x), last)
+    leaves = {name: m.requires_grad_() for name, m in maps.items() if stage in (None, name)}
     with torch.enable_grad():
         pooled = [model.pool(m) for name, m in maps.items() if name in d.pool_from]
         found, names = maps[last], list(model.stages)
@@ -130,8 +163,12 @@ def _answer(model: Model, x: Tensor, stage: str | None) -> tuple[list[Tensor], T
         if d.by_slice:
             features = features.reshape(len(x), -1, features.shape[1])
             features = features if d.head.attention > 0 else features.mean(1)
-        logits: Tensor = model.head(features)
-    return leaves, logits
+        return leaves, model.head(features)
+
+
+def _seen(model: Model, x: Tensor) -> Tensor:
+    """What the stages see: images, or all slices of volumes."""
+    return model.slices(x).flatten(0, 1) if model.description.by_slice else x
 
 
 def _maps(model: Model, images: Tensor, last: str) -> dict[str, Tensor]:
@@ -150,8 +187,17 @@ def _maps(model: Model, images: Tensor, last: str) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in kept.items()}
 
 
-def _last_pooled(model: Model) -> str:
-    return [name for name in model.stages if name in model.description.pool_from][-1]
+def _stage(model: Model, stage: str | None) -> str:
+    """The last stage whose maps are needed."""
+    if stage is not None:
+        return stage
+    names = list(model.stages)
+    last = max(names.index(name) for name in model.description.pool_from)
+    return names[max(0, last - 1) if model.description.pool == "token" else last]
+
+
+def _device(model: Model) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _score(logits: Tensor, task: Task, target: int) -> Tensor:
@@ -164,16 +210,18 @@ def _score(logits: Tensor, task: Task, target: int) -> Tensor:
     return row[target]
 
 
-def _weighed(maps: Tensor, gradient: Tensor, *, placewise: bool, plus_plus: bool) -> Tensor:
-    """``[n, 1, ...]``: the maps weighed by their gradients, as a density (its mean is what it adds to the score)."""
-    places, axes = maps[0, 0].numel(), tuple(range(2, maps.ndim))
-    if plus_plus:
-        square, cube = gradient**2, gradient**3
-        below = 2 * square + (maps * cube).sum(axes, keepdim=True)
-        alpha = square / torch.where(below != 0, below, torch.ones_like(below))
-        return ((alpha * gradient.clamp(min=0)).sum(axes, keepdim=True) * maps).sum(1, keepdim=True)
-    weight = gradient if placewise else gradient.mean(axes, keepdim=True)
-    return places * (weight * maps).sum(1, keepdim=True)
+def _weights(gradient: Tensor, *, placewise: bool) -> Tensor:
+    """Of channels, or of channels and places: so that the weighed maps' mean is what they add to the score."""
+    places = gradient[0, 0].numel()
+    return places * (gradient if placewise else gradient.mean(tuple(range(2, gradient.ndim)), keepdim=True))
+
+
+def _plus_plus(maps: Tensor, gradient: Tensor) -> Tensor:
+    """Weights of channels; the score is taken to be exponential, which makes its higher derivatives powers."""
+    axes = tuple(range(2, maps.ndim))
+    below = 2 * gradient**2 + (maps * gradient**3).sum(axes, keepdim=True)
+    alpha = gradient**2 / torch.where(below != 0, below, torch.ones_like(below))
+    return (alpha * gradient.clamp(min=0)).sum(axes, keepdim=True)
 
 
 def _resized(maps: Tensor, shape: Sequence[int]) -> Tensor:
@@ -217,41 +265,53 @@ class Randomisation:
         return {"levels": levels, "cases": self.cases, "limit": ALIKE, "passes": self.passes}
 
 
-def randomisation(explained: Sequence[Explained], *, seed: int = 0) -> Randomisation:
+def randomisation(
+    model: Model,
+    images: Sequence[Array],
+    *,
+    targets: Sequence[int],
+    average_of: Sequence[Array] = (),
+    draws: int = 2,
+    seed: int = 0,
+) -> Randomisation:
     """The cascading randomisation of Adebayo et al. 2018 (NeurIPS, "Sanity checks for saliency maps").
 
     Parameters
     ----------
-    explained : sequence of (Model, ndarray, int)
-        Models of one architecture, with the image and the target of each map.
-    seed : int
-        Each map meets weights of its own, drawn as an untrained network's are.
+    images : sequence of ndarray [channels, ...]
+        Prepared images whose maps are compared.
+    targets : sequence of int
+        What is explained of each.
+    average_of : sequence of ndarray
+        Images whose average maps are taken off, those of each network by itself; none for plain maps.
+    draws, seed : int
+        How often weights are drawn, as an untrained network's are, and the seed.
 
     Examples
     --------
     >>> from medtransfer.model import load_model
     >>> model, image = load_model("random/resnet18", until="layer2"), np.random.rand(1, 64, 64).astype(np.float32)
-    >>> [name for name, _ in randomisation([(model, image, 1)]).levels]
+    >>> [name for name, _ in randomisation(model, [image], targets=[1], draws=1).levels]
     ['head', 'layer2', 'layer1', 'stem']
     """
-    rows: list[list[float]] = []
-    names: list[str] = []
-    for number, (model, image, target) in enumerate(explained):
-        names = ["head", *reversed(list(model.stages))]
-        shown = gradcam(model, image, target=target)
-        if not shown.any():
-            continue
-        twin = restart(model.description, seed=seed + number).to(next(model.parameters()).device)
+
+    def maps(network: Model) -> list[Array]:
+        average = average_maps(network, average_of) if len(average_of) else None
+        return [gradcam(network, i, target=t, average=average) for i, t in zip(images, targets, strict=True)]
+
+    trained = maps(model)
+    names, rows = ["head", *reversed(list(model.stages))], []
+    for draw in range(draws):
+        twin = restart(model.description, seed=seed + draw).to(_device(model))
         untrained = dict(twin.stages.items())
         for name, stage in model.stages.items():
             twin.stages[name] = stage
-        row = [alike(shown, gradcam(twin, image, target=target))]
-        for name in names[1:]:
-            twin.stages[name] = untrained[name]
-            row.append(alike(shown, gradcam(twin, image, target=target)))
-        rows.append(row)
-    means = np.mean(rows, axis=0).tolist() if rows else []
-    return Randomisation(tuple(zip(names, means, strict=False)), len(rows))
+        for place, name in enumerate(names):
+            if place:  # first the head alone
+                twin.stages[name] = untrained[name]
+            rows.append([alike(a, b) for a, b in zip(trained, maps(twin), strict=True) if a.any()])
+    means = np.reshape(rows, (draws, len(names), -1)).mean(axis=(0, 2)) if rows and rows[0] else []
+    return Randomisation(tuple(zip(names, map(float, means), strict=False)), sum(bool(m.any()) for m in trained))
 
 
 def alike(a: Array, b: Array) -> float:

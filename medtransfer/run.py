@@ -65,6 +65,7 @@ class Run:
     progress: bool = field(default=True, repr=False)
     prepared: Prepared = field(init=False, repr=False)
     _models: dict[int, Model] = field(default_factory=dict, init=False, repr=False)
+    _averages: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), progress=self.progress)
@@ -182,13 +183,25 @@ class Run:
         return (np.moveaxis(shown, 0, -1).squeeze() * 255).round().astype(np.uint8)
 
     def heatmap(self, case: str, class_index: int) -> NDArray[np.float32] | None:
-        """Where the evidence for a class lies in a case by pseudonym: :func:`medtransfer.explain.gradcam`."""
-        from medtransfer.explain import gradcam
+        """Where a case by pseudonym speaks for a class more than the average training image does.
+
+        See :func:`medtransfer.explain.gradcam`; the average is that of :meth:`usual`.
+        """
+        from medtransfer.explain import average_maps, gradcam
 
         if (found := self.find(case)) is None:
             return None
         index, fold = found
-        return gradcam(self.model(fold), self.prepared.one(index), target=class_index)
+        if fold not in self._averages:
+            self._averages[fold] = average_maps(self.model(fold), self.usual(fold))
+        return gradcam(self.model(fold), self.prepared.one(index), target=class_index, average=self._averages[fold])
+
+    def usual(self, fold: int, most: int | None = None) -> list[NDArray[np.float32]]:
+        """Prepared training images of a fold, evenly spaced through the cohort: at most 48, of volumes 12."""
+        most = most or (48 if self.prepare.dims == 2 else 12)
+        train = list(self.split.folds[fold].train)
+        places = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int))
+        return [self.prepared.one(train[i]) for i in places]
 
     def __repr__(self) -> str:
         folds = f"{len(self.split.folds)} folds" if len(self.split.folds) > 1 else "holdout"

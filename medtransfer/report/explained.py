@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +73,17 @@ def examine(run: Run, result: Evaluation, *, seed: int = 0) -> tuple[dict[str, o
     from medtransfer.explain import ALIKE, name_of, randomisation
 
     started = time.monotonic()
-    chosen = shown(result)
-    few = _CHECKED[run.prepare.dims]
-    chosen = [chosen[i] for i in np.unique(np.linspace(0, len(chosen) - 1, min(few, len(chosen))).round().astype(int))]
-    places = [(s, place[0]) for s in chosen if (place := run.find(s.case)) is not None]
-    maps = [(run.model(s.fold), run.prepared.one(index), s.target) for s, index in places]
-    found = randomisation(maps, seed=seed)
+    found_in = [(s, *place) for s in shown(result) if (place := run.find(s.case)) is not None]
+    fold = Counter(fold for _, _, fold in found_in).most_common(1)[0][0] if found_in else 0
+    few = [(s, index) for s, index, where in found_in if where == fold][: _CHECKED[run.prepare.dims]]
+    found = randomisation(
+        run.model(fold),
+        [run.prepared.one(index) for _, index in few],
+        targets=[s.target for s, _ in few],
+        average_of=run.usual(fold, 12 if run.prepare.dims == 2 else 4),
+        draws=2 if run.prepare.dims == 2 else 1,
+        seed=seed,
+    )
     record = {"method": name_of(run.model(0)), **found.to_record(), "seconds": round(time.monotonic() - started, 1)}
     name = "Maps of evidence"
     if found.passes is None:
