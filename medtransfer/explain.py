@@ -242,17 +242,19 @@ class Randomisation:
     levels : tuple of (str, float)
         The stage down to which everything is random, and the mean rank correlation with the maps of the trained
         weights; the last entry is a network that has learned nothing.
-    cases : int
-        How many maps were compared; maps in which nothing speaks for the answer are left out.
+    cases, draws : int
+        How many maps were compared, each with so many draws of weights; maps in which nothing speaks for the answer
+        are left out.
 
     Examples
     --------
-    >>> Randomisation((("head", 0.7), ("stem", 0.1)), 8).passes
+    >>> Randomisation((("head", 0.7), ("stem", 0.1)), 8, 2).passes
     True
     """
 
     levels: tuple[tuple[str, float], ...]
     cases: int
+    draws: int
 
     @property
     def passes(self) -> bool | None:
@@ -262,7 +264,7 @@ class Randomisation:
     def to_record(self) -> dict[str, object]:
         """Plain JSON types."""
         levels = [[name, round(value, 4)] for name, value in self.levels]
-        return {"levels": levels, "cases": self.cases, "limit": ALIKE, "passes": self.passes}
+        return {"levels": levels, "cases": self.cases, "draws": self.draws, "limit": ALIKE, "passes": self.passes}
 
 
 def randomisation(
@@ -311,7 +313,7 @@ def randomisation(
                 twin.stages[name] = untrained[name]
             rows.append([alike(a, b) for a, b in zip(trained, maps(twin), strict=True) if a.any()])
     means = np.reshape(rows, (draws, len(names), -1)).mean(axis=(0, 2)) if rows and rows[0] else []
-    return Randomisation(tuple(zip(names, map(float, means), strict=False)), sum(bool(m.any()) for m in trained))
+    return Randomisation(tuple(zip(names, map(float, means), strict=False)), sum(bool(m.any()) for m in trained), draws)
 
 
 def alike(a: Array, b: Array) -> float:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from medtransfer.run import Run
 
+Floats = NDArray[np.float64]
 Change = Callable[["Tensor", float, np.random.Generator], "Tensor"]
 
 
@@ -112,10 +113,12 @@ def robustness(
         "rows": [],
     }
     if run.model(0).description.task == "classification" and any(chosen):
+        models = [(k, part, _answers(run, k, part, batch_size)) for k, part in enumerate(chosen) if part]
 
         def answer(change: Change | None, level: float) -> Predictions:
-            parts = [_predict(run, k, part, change, level, seed, batch_size) for k, part in enumerate(chosen)]
-            return concatenate(parts)
+            return concatenate(
+                [run.predictions(part, said(change, level, seed), k, "test") for k, part, said in models]
+            )
 
         unchanged = answer(None, 0.0)
         resamples = ClusterBootstrap.draw(unchanged.patient, resamples=bootstrap, seed=seed)
@@ -150,22 +153,28 @@ def _draw(run: Run, part: Sequence[int], most: int, seed: int) -> list[int]:
     return sorted(i for _, _, i in sorted(turns)[:most])
 
 
-def _predict(
-    run: Run, fold: int, part: list[int], change: Change | None, level: float, seed: int, batch_size: int
-) -> Predictions:
+def _answers(run: Run, fold: int, part: list[int], batch_size: int) -> Callable[[Change | None, float, int], Floats]:
+    """A function from a change, its level and a seed to the probabilities ``[n, classes]`` of these cases."""
     import torch
 
+    from medtransfer.fastform import features_of
     from medtransfer.heads import task_probabilities
 
     model = run.model(fold).to(run.device).eval()
-    answer = task_probabilities(model.description.task)
     run.prepared.load(part)
-    rng = np.random.default_rng([seed, fold])
-    found: list[NDArray[np.float64]] = []
     with torch.inference_mode():
-        for start in range(0, len(part), batch_size):
-            images = run.prepared.batch(part[start : start + batch_size])
-            images = images if change is None else change(images, level, rng)
-            found.append(answer(model(images.to(run.device)).double()).cpu().numpy())
-    chances = np.concatenate(found) if found else np.zeros((0, len(run.cohort.classes)))
-    return run.predictions(part, chances, fold, "test")
+        features = features_of(model, run.prepared.batch(part[:batch_size]).to(run.device))
+    said = task_probabilities(model.description.task)
+
+    def answer(change: Change | None, level: float, seed: int) -> Floats:
+        rng, found = np.random.default_rng([seed, fold]), []
+        with torch.inference_mode():
+            for start in range(0, len(part), batch_size):
+                images = run.prepared.batch(part[start : start + batch_size])
+                images = (images if change is None else change(images, level, rng)).to(run.device)
+                layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+                seen = features(images.contiguous(memory_format=layout))
+                found.append(said(model.head(seen).double()).cpu().numpy())
+        return np.concatenate(found)
+
+    return answer

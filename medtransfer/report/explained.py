@@ -143,7 +143,7 @@ def _card(result: Evaluation, case: Shown, *, mapped: bool) -> dict[str, Any]:
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
     """A picture ``[rows, cols]`` or ``[rows, cols, 3]`` with a map in [0, 1] laid over it in colour.
 
-    Where the map is 0 the picture is as it was; where it is 1 the colour covers two thirds.
+    Where the map is 0 the picture is as it was; where it is 1 the colour covers three quarters.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.u
     import matplotlib
 
     grey = image[..., None].repeat(3, axis=2) if image.ndim == 2 else image
-    share = 2 / 3 * np.sqrt(heat[..., None])
+    share = 0.75 * heat[..., None]
     colour = 255 * matplotlib.colormaps["inferno"](0.25 + 0.75 * heat)[..., :3]
     return np.asarray((grey * (1 - share) + colour * share).round().clip(0, 255), np.uint8)
 
