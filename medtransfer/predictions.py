@@ -24,8 +24,11 @@ class Source(Protocol):
     def record(self) -> dict[str, object]:
         """Everything the run wrote down about itself, as plain JSON types."""
 
-    def picture(self, case: str) -> NDArray[np.uint8] | None:
-        """The prepared image of a case, ``[rows, cols]`` or ``[rows, cols, 3]``, or None."""
+    def picture(self, case: str, at: int | None = None) -> NDArray[np.uint8] | None:
+        """The prepared image of a case, ``[rows, cols]`` or ``[rows, cols, 3]``, of a volume one slice, or None."""
+
+    def heatmap(self, case: str, class_index: int) -> NDArray[np.float32] | None:
+        """Where the evidence for a class lies in a case's prepared image, in [0, 1] in its shape, or None."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ ROOMS = [
     "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team",
-    "metrics", "loop", "fit", "estimators", "trials", "search",
-    "export", "controls", "evaluate", "strategies", "track", "report", "judge", "config", "pipeline", "refine",
+    "tuned", "recipe", "reasons", "boundary", "features", "predict", "explain", "run", "training", "losses", "linear",
+    "team", "metrics", "loop", "fit", "estimators", "trials", "search",
+    "export", "controls", "robustness", "evaluate", "strategies", "track", "report", "judge", "config", "pipeline", "refine",
     "phantom", "demo", "cli_refine", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
