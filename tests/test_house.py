@@ -16,13 +16,13 @@ ROOMS = [
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team", "metrics",
-    "loop", "fit", "estimators", "search",
+    "loop", "fit", "segment", "out", "estimators", "search",
     "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort", "_medmnist": "cohort",
            "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
-         "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
+         "highdicom", "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
 
 
 def room(path: Path) -> str:

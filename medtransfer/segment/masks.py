@@ -10,8 +10,10 @@ from medtransfer.errors import DataError, ReadError
 from medtransfer.image import Image
 from medtransfer.io import read
 from medtransfer.io.grid import check_same_grid
+from medtransfer.io.segments import is_segmentation, read_segmentation
 
 Labels = NDArray[np.uint8]
+_OFF = 0.05  # voxels that a pixel of a DICOM SEG may lie beside its voxel
 
 
 def read_pair(case: Case, classes: int, *, resample: bool = False) -> tuple[Image, Labels, str]:
@@ -44,8 +46,10 @@ def read_pair(case: Case, classes: int, *, resample: bool = False) -> tuple[Imag
     if case.mask is None:
         raise DataError("the case has no mask", where=case.alias, fix="Cohort.from_csv(..., mask='mask')")
     image = case.read()
+    if image.geometry.affine is not None and is_segmentation(case.mask):
+        return image, *_from_segments(case, image, classes, resample)
     mask = read(case.mask, labels=True)
-    array = _segments(mask)
+    array = _plain(mask)
     labels, note = array, ""
     if resample:
         try:
@@ -54,27 +58,36 @@ def read_pair(case: Case, classes: int, *, resample: bool = False) -> tuple[Imag
             labels, note = onto(Image(array, mask.geometry), image), "mask resampled by nearest neighbour"
     else:
         check_same_grid(image, Image(array, mask.geometry), where=case.alias)
-    if labels.min() < 0 or labels.max() >= classes:
+    return image, _checked(labels, case.alias, classes), note
+
+
+def _checked(labels: NDArray[np.generic], where: str, classes: int) -> Labels:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
         raise DataError(
             "the mask holds labels that are no class",
-            where=case.alias,
-            got=f"{int(labels.min())} to {int(labels.max())}, {classes} classes with the background",
+            where=where,
+            got=f"{low} to {high}, {classes} classes with the background",
             fix="name all structures, or set other labels to 0",
         )
-    return image, labels.astype(np.uint8), note
+    return labels.astype(np.uint8)
 
 
-def _segments(mask: Image) -> NDArray[np.generic]:
-    """Label of each voxel; the segments of a DICOM SEG, one a frame of the last axis, become 1, 2, 3."""
-    array = mask.array
-    if mask.rgb:
-        raise DataError("a mask in colour has no labels", got=f"shape {array.shape}", fix="save one number a pixel")
-    if mask.kind == "volume" and array.ndim == 4:
-        label: NDArray[np.generic] = (array > 0).argmax(axis=-1) + (array > 0).any(axis=-1)
-        return label
-    if mask.modality == "SEG":
-        return (array > 0).astype(np.uint8)
-    return array
+def _from_segments(case: Case, image: Image, classes: int, resample: bool) -> tuple[Labels, str]:
+    assert case.mask is not None
+    labels, off = read_segmentation(case.mask, image)
+    if off > _OFF and not resample:
+        raise ReadError(
+            "the mask lies on another grid", where=case.alias, got=f"pixels up to {off:.3f} voxels off",
+            fix="resample the mask onto the image, by nearest neighbour",
+        )  # fmt: skip
+    return _checked(labels, case.alias, classes), "mask resampled by nearest neighbour" if off > _OFF else ""
+
+
+def _plain(mask: Image) -> NDArray[np.generic]:
+    if mask.rgb or mask.array.ndim != len(mask.spatial_shape):
+        raise DataError("a mask has one number a voxel", got=f"shape {mask.array.shape}", fix="save labels as 0, 1, 2")
+    return mask.array
 
 
 def onto(mask: Image, image: Image) -> NDArray[np.generic]:

@@ -88,7 +88,9 @@ class Segmenter(Model):
     def __repr__(self) -> str:
         b, count = self.blueprint, sum(p.numel() for p in self.parameters())
         name = b.weights.get("name", b.arch)
-        return f"Segmenter({name}, {b.dims}D, {b.classes} classes, stages {' > '.join(self.stages)}, {count / 1e6:.2f} M)"
+        return (
+            f"Segmenter({name}, {b.dims}D, {b.classes} classes, stages {' > '.join(self.stages)}, {count / 1e6:.2f} M)"
+        )
 
 
 def load_segmenter(

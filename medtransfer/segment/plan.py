@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -126,7 +126,7 @@ class Plan(BaseModel):
         if self.spacing_mm is not None and own is not None:
             shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, own, self.spacing_mm, strict=True))
         return Prepare(
-            size=shape, spacing_mm=self.spacing_mm if own is not None else None, window_hu=self.window_hu,
+            size=cast(Any, shape), spacing_mm=self.spacing_mm if own is not None else None, window_hu=self.window_hu,
             scale=self.scale, percentiles=self.percentiles,
         )  # fmt: skip
 
@@ -165,17 +165,18 @@ class Plan(BaseModel):
         patch, strides = fit_patch(shape, spacing or (1.0,) * dims, voxels // 2)
         batch = min(max(2, voxels // math.prod(patch)), 4 if dims == 3 else 16)
         ct = found.modality == "CT"
-        return cls(
-            spacing_mm=spacing,
-            patch=patch,
-            batch_size=batch,
-            strides=strides,
-            width=width,
-            window_hu=(found.intensity,) if ct else None,
-            mirror=() if laterality else ("x", "y", "z")[:dims],
-            rotate_deg=15.0,
-            augment=_grey_values(found.modality),
-            steps_per_epoch=max(25, min(250, math.ceil(found.n / batch))),
+        return cls.model_validate(
+            {
+                "spacing_mm": spacing,
+                "patch": patch,
+                "batch_size": batch,
+                "strides": strides,
+                "width": width,
+                "window_hu": (found.intensity,) if ct else None,
+                "mirror": () if laterality else ("x", "y", "z")[:dims],
+                "augment": _grey_values(found.modality),
+                "steps_per_epoch": max(25, min(250, math.ceil(found.n / batch))),
+            }
         )
 
     def save(self, path: str | Path) -> None:

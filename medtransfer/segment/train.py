@@ -153,7 +153,7 @@ class _Training:
 
     def _faster_in_half(self) -> bool:
         if self.device.type == "cuda":
-            return torch.cuda.is_bf16_supported()
+            return bool(torch.cuda.is_bf16_supported())
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return False
         probe = copy.deepcopy(self.model)
@@ -178,9 +178,7 @@ class _Training:
         state = State.start(self.model, self.recipe, self.folder, self.seed)
         denormal = torch.set_flush_denormal(True)
         self.stop.listening = True
-        bar = tqdm(
-            total=self.recipe.epochs, initial=state.epoch, unit="epoch", disable=None if self.progress else True
-        )
+        bar = tqdm(total=self.recipe.epochs, initial=state.epoch, unit="epoch", disable=None if self.progress else True)
         with bar:
             while state.go_on():
                 began = time.monotonic()
