@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from medtransfer.backbones import architecture
 from medtransfer.backbones.tokens import laid_out
 from medtransfer.errors import WeightsError
-from medtransfer.heads import Task
 from medtransfer.model import Model, restart
 
 _SLICES_AT_ONCE = 32
