@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+SUBGROUP_KEYS = ("auroc", "gap", "gap_adjusted", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Evaluation:
                     "level": s.level,
                     "cases": s.cases,
                     "events": s.events,
-                    **{k: getattr(s, k).to_json() for k in ("auroc", "gap", "sensitivity", "specificity")},
+                    **{k: getattr(s, k).to_json() for k in SUBGROUP_KEYS},
                 }
                 for s in self.subgroups
             ],
@@ -295,6 +296,7 @@ def evaluate(
     curves = found.curves | ({f"{k}_recalibrated": c for k, c in second.curves.items()} if second else {})
     primary = "auroc" if two else "macro_auroc"
     beside = [comparison.control(name, other, scored, resamples) for name, other in (controls or {}).items()]
+    groups = comparison.subgroups(_groups(subgroups or {}, known), scored, called == 1, resamples)
     record = test.source.record() if test.source is not None else {}
     counts = {
         "cases": len(scored),
@@ -313,9 +315,11 @@ def evaluate(
         table=classification.confusion(scored.reference, called, len(scored.classes)).astype(np.int64),
         curves=curves,
         controls=beside,
-        subgroups=comparison.subgroups(_groups(subgroups or {}, known), scored, called == 1, resamples) if two else [],
+        subgroups=groups,
         prevalences=[comparison.at_prevalence(v, found) for v in prevalences] if two else [],
-        checks=checks.all_checks(scored, found.estimates, recalibrated, primary, point, beside, record),
+        checks=checks.all_checks(
+            scored, found.estimates, recalibrated, primary, point, beside, record, comparison.subgroup_checks(groups)
+        ),
         counts=counts,
         bootstrap=bootstrap,
         seed=seed,

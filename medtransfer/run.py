@@ -55,6 +55,11 @@ class Run:
         As in training.
     device : str
         Where prediction runs.
+
+    Attributes
+    ----------
+    kept : dict of str to ndarray
+        What was computed of all cases and is needed again.
     """
 
     folder: Path
@@ -64,6 +69,7 @@ class Run:
     device: str = "cpu"
     progress: bool = field(default=True, repr=False)
     prepared: Prepared = field(init=False, repr=False)
+    kept: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict, init=False, repr=False)
     _models: dict[int, Model] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
