@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.features import fit_logistic, numbered
+from medtransfer.features import numbered
 from medtransfer.metrics.classification import auroc
 from medtransfer.metrics.intervals import ClusterBootstrap, plain
 from medtransfer.probes import start_features
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-STRENGTHS = tuple(float(10.0**e) for e in (-4, -3, -2, -1))
+STRENGTHS = tuple(float(10.0**e) for e in (-4, -3, -2, -1))  # inverse penalties
 GAIN = 0.005  # a smaller gain by twice as many cases is called not worth it
 SMALLEST = 12  # cases in the smallest part
 EXPONENTS = np.linspace(0.2, 1.5, 66)
 SCORED = 25  # validation patients of each class from which on validation scores the curve
 INNER = 4
+COMPONENTS = 256
 
 
 @dataclass(frozen=True)
@@ -147,17 +148,62 @@ def curve_of(
                 chosen = np.sort(order[:count]) if s < len(counts) - 1 else train
                 if min(len(set(patients[chosen][labels[chosen] == k].tolist())) for k in range(classes)) < 2:
                     continue
-                model = fit_logistic(
-                    features[chosen], labels[chosen], patients[chosen], classes,
-                    seed=seed, inner=3, strengths=STRENGTHS,
-                )  # fmt: skip
-                chance = model.probability(features[scored])
+                chance = chances(
+                    features[chosen], labels[chosen], patients[chosen], features[scored], classes, seed=seed
+                )
                 areas = [(labels[scored] == k, chance[:, k]) for k in columns]
                 values[p, s, d] = _mean([float(auroc(y, x)) for y, x in areas])
                 again[p, :, s, d] = _mean([auroc(y, x, weight) for y, x in areas])
     with np.errstate(invalid="ignore"):
         value, resampled = _mean(list(values)), _mean(list(again))
     return Curve(counts, value, resampled, held_out, len({int(i) for _, scored in parts for i in scored}))
+
+
+def chances(
+    learned: NDArray[np.floating[Any]],
+    labels: Ints,
+    patients: NDArray[np.str_],
+    scored: NDArray[np.floating[Any]],
+    classes: int,
+    *,
+    seed: int = 0,
+) -> Floats:
+    """Probabilities ``[scored, classes]`` of an L2 logistic regression, the penalty chosen over two inner folds.
+
+    As :func:`medtransfer.features.fit_logistic` on standardised features, but quicker: on as many principal
+    components as there are cases, which gives the same model, and on 256 at most.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    x = learned.astype(np.float64)
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    deviation[deviation < 1e-6 * max(1e-12, float(deviation.max(initial=0)))] = np.inf
+    x, rest = (x - mean) / deviation, (scored.astype(np.float64) - mean) / deviation
+    if x.shape[1] > min(len(x), COMPONENTS):
+        wide = x.shape[1] > len(x)
+        values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+        vectors = vectors[:, ::-1][:, :COMPONENTS][:, values[::-1][:COMPONENTS] > 1e-9 * values[-1]]
+        axes = x.T @ vectors if wide else vectors
+        axes /= np.linalg.norm(axes, axis=0)
+        x, rest = x @ axes, rest @ axes
+
+    def learn(rows: Ints, onto: Floats, strengths: tuple[float, ...]) -> list[Floats]:
+        model = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
+        found = []
+        for strength in strengths:
+            model.set_params(C=strength).fit(x[rows], labels[rows])
+            said = np.full((len(onto), classes), 1e-12)
+            said[:, model.classes_] = model.predict_proba(onto)
+            found.append(said)
+        return found
+
+    loss = np.zeros(len(STRENGTHS))
+    for fit, held in StratifiedGroupKFold(2, shuffle=True, random_state=seed).split(x, labels, numbered(patients)):
+        if len(np.unique(labels[fit])) == classes:
+            said = learn(fit, x[held], STRENGTHS)
+            loss += [-np.log(np.clip(p[np.arange(len(held)), labels[held]], 1e-12, 1)).sum() for p in said]
+    return learn(np.arange(len(x)), rest, STRENGTHS[: int(np.argmin(loss)) + 1])[-1]
 
 
 def _mean(parts: list[Any]) -> Any:

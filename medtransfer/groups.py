@@ -96,7 +96,8 @@ def bands(values: Sequence[str], limits: Sequence[float] | None = None) -> Texts
     numbers = np.array([_number(v) for v in values])
     known = np.isfinite(numbers)
     words = [v or UNKNOWN for v in values]
-    if len(set(numbers[known].tolist())) <= _FEW or any(v and not k for v, k in zip(values, known, strict=True)):
+    few = len(set(numbers[known].tolist())) <= (0 if limits else _FEW)
+    if few or any(v and not k for v, k in zip(values, known, strict=True)):
         return np.array(words, dtype=np.str_)
     ends = np.quantile(numbers[known], [1 / 3, 2 / 3]) if limits is None else np.asarray(limits)
     ends = np.unique([float(f"{end:.3g}") for end in ends])

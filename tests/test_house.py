@@ -17,7 +17,7 @@ ROOMS = [
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics",
     "loop", "fit", "estimators", "search",
-    "export", "probes", "groups", "controls", "enough", "decisions", "evaluate", "report", "judge",
+    "export", "probes", "groups", "controls", "enough", "decisions", "evaluate", "report", "judge", "external",
     "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
