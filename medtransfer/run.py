@@ -133,12 +133,13 @@ class Run:
         return Predictions(
             case=np.array([c.alias for c in cases], dtype=np.str_),
             patient=np.array([c.patient_alias for c in cases], dtype=np.str_),
-            reference=self.cohort.labels[index],
+            reference=self.cohort.references[index],
             probability=chances,
             classes=self.cohort.classes,
             fold=np.full(len(index), fold, dtype=np.int64),
             part=name,
             source=self,
+            task=self.cohort.task,
         )
 
     def validation(self) -> Predictions:
@@ -176,7 +177,7 @@ class Run:
             return None
         array = self.prepared.one(where[case])
         if array.ndim == 4:
-            array = array[:, array.shape[1] // 2]
+            array = array[:, 0 if self.prepared.most else array.shape[1] // 2]
         shown = array if array.shape[0] == 3 and self.prepare.window_hu is None else array[:1]
         return (np.moveaxis(shown, 0, -1).squeeze() * 255).round().astype(np.uint8)
 
@@ -282,7 +283,7 @@ def write_private(path: Path, cohort: Cohort) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "patient", "case_id", "patient_id", "files"])
     for case in cohort.cases:
-        files = getattr(case.image, "files", None) or ([case.image] if isinstance(case.image, Path) else [])
+        files = [f for i in case.images for f in (getattr(i, "files", None) or ([i] if isinstance(i, Path) else []))]
         row = [case.alias, case.patient_alias, case.case_id, case.patient_id]
         writer.writerow([*row, ";".join(str(f) for f in files)])
     write(path, text.getvalue(), mode=0o600)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medtransfer._allocate import allocate
 from medtransfer.cohort import Cohort
 from medtransfer.errors import LeakageError, SplitError
+from medtransfer.predictions import BY_CLASS
 from medtransfer.pseudonym import pseudonym
 
 PARTS = ("train", "val", "test")
@@ -296,30 +297,35 @@ def _divide(cohort: Cohort, cases: NDArray[np.int64], shares: dict[str, float], 
     names.sort(key=lambda name: "" if pseudonym("patient", name) == name else name)
     number = {name: k for k, name in enumerate(names)}
     group = np.array([number[p] for p in patients.tolist()])
-    counts = np.zeros((len(names), int(strata.max()) + 1))
-    np.add.at(counts, (group, strata[cases]), 1)
+    counts = np.zeros((len(names), strata.shape[1]))
+    np.add.at(counts, group, strata[cases])
     used = [name for name, share in shares.items() if share > 0]
     fractions = np.array([shares[name] for name in used])
-    chosen = allocate(counts, fractions, np.random.default_rng(seed), cover=bool(cohort.classes))
+    chosen = allocate(
+        counts, fractions, np.random.default_rng(seed), cover=cohort.task in BY_CLASS and bool(cohort.classes)
+    )
     if chosen is None:
         _say_what_fits(cohort, counts, used)
     owner = np.asarray(chosen)[group]
     return {name: cases[owner == used.index(name)].tolist() if name in used else [] for name in shares}
 
 
-def _strata(cohort: Cohort) -> NDArray[np.int64]:
-    """What is kept in proportion: the class, else the quarter of the target, else nothing."""
-    if cohort.classes:
-        return cohort.labels
-    targets = np.array([np.nan if c.target is None else c.target for c in cohort])
-    if np.isnan(targets).any() or len(targets) < 20:
-        return np.zeros(len(cohort), dtype=np.int64)
-    return np.searchsorted(np.quantile(targets, [0.25, 0.5, 0.75]), targets).astype(np.int64)
+def _strata(cohort: Cohort) -> NDArray[np.float64]:
+    """What is kept in proportion, a column each: classes, labels, quarters of the first target, or nothing."""
+    said = cohort.references
+    if cohort.task in BY_CLASS and cohort.classes:
+        return np.eye(len(cohort.classes))[said.astype(np.int64)]
+    if cohort.task == "multilabel" and cohort.classes:
+        return np.column_stack([np.nan_to_num(said), np.isnan(said).all(axis=1)]).astype(np.float64)
+    first = said[:, 0] if cohort.task == "regression" and cohort.classes else np.full(len(cohort), np.nan)
+    if np.isnan(first).any() or len(first) < 20:
+        return np.ones((len(cohort), 1))
+    return np.eye(4)[np.searchsorted(np.quantile(first, [0.25, 0.5, 0.75]), first)]
 
 
 def _say_what_fits(cohort: Cohort, counts: NDArray[np.float64], parts: Sequence[str]) -> None:
     having = (counts > 0).sum(axis=0)
-    names = cohort.classes or ("all cases",)
+    names = cohort.classes if cohort.task in BY_CLASS and cohort.classes else ("all cases",)
     listed = ", ".join(f"{name} {having[k]}" for k, name in enumerate(names))
     fewest = int(having.min())
     if fewest < 2:

@@ -15,12 +15,12 @@ ROOMS = [
     "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics",
+    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team", "metrics",
     "loop", "fit", "estimators", "search",
     "export", "probes", "groups", "controls", "enough", "decisions", "evaluate", "report", "judge", "external",
     "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
-PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
+PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort", "_medmnist": "cohort",
            "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
          "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip

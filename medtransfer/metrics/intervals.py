@@ -174,6 +174,8 @@ def interval(value: float, draws: Floats, *, why: str = "", share: bool = False,
     if missing > 0.05 * len(draws):
         return Estimate(float(value), note=f"no interval: not defined in {missing} of {len(draws)} resamples")
     note = f"not defined in {missing} of {len(draws)} resamples, which were left out" if missing else ""
+    if np.ptp(good) == 0:
+        note = "; ".join(filter(None, [note, "the same in every resample, which says nothing about its uncertainty"]))
     if share and 0 < value < 1:
         quantile = _student(units - 1) if units else Z95
         centre, half = math.log(value / (1 - value)), quantile * float(good.std()) / (value * (1 - value))

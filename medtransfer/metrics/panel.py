@@ -23,7 +23,18 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Statistic = Callable[[Floats], dict[str, Floats]]
 
-SHARES = {"auroc", "average_precision", "fold_auroc", "macro_auroc", "accuracy", "balanced_accuracy", "f1"}
+SHARES = {
+    "auroc",
+    "average_precision",
+    "fold_auroc",
+    "macro_auroc",
+    "cumulative_auroc",
+    "micro_auroc",
+    "micro_average_precision",
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+}
 RATE_GRID = np.linspace(0, 1, 101)
 THRESHOLDS = np.arange(1, 100) / 100
 WHY = {
@@ -39,6 +50,21 @@ WHY = {
     "calibration_slope": "needs cases of both kinds whose risks overlap",
     "calibration_intercept": "needs cases of both kinds",
     "macro_auroc": "no class has cases both in it and outside it",
+    "cumulative_auroc": "needs cases of two or more classes",
+    "micro_auroc": "needs labels of both kinds",
+    "micro_average_precision": "no label is positive",
+    "kappa_quadratic": "reference and call are all of one class",
+    "kappa_linear": "reference and call are all of one class",
+    "kendall_tau": "reference or call is all of one class",
+    "scaled_rps": "needs cases of two or more classes",
+    "r2": "the reference is the same in every case",
+    "pearson": "reference or prediction is the same in every case",
+    "spearman": "reference or prediction is the same in every case",
+    "ccc": "reference and prediction are the same in every case",
+    "linear_slope": "the prediction is the same in every case",
+    "linear_intercept": "the prediction is the same in every case",
+    "loa_lower": "needs two or more cases",
+    "loa_upper": "needs two or more cases",
 }
 
 
@@ -169,6 +195,26 @@ def measure(
                 curve["low"], curve["high"] = np.quantile(good, [0.025, 0.975], axis=0)
             panel.curves[name] = curve
     return panel
+
+
+def mean_of_defined(values: list[Floats], weight: Floats | None = None) -> Floats:
+    """Mean over a list of values (b,), of those that are defined; nan where none is.
+
+    Parameters
+    ----------
+    values : list of k arrays (b,)
+    weight : ndarray (b, k), optional
+
+    Examples
+    --------
+    >>> mean_of_defined([np.array([0.5, np.nan]), np.array([0.7, 0.9])])
+    array([0.6, 0.9])
+    """
+    each = np.stack(values, axis=1)
+    w = np.isfinite(each) * (1.0 if weight is None else weight)
+    total = w.sum(axis=1)
+    top = (w * np.where(w > 0, each, 0)).sum(axis=1)
+    return np.asarray(np.divide(top, total, out=np.full(len(each), np.nan), where=total > 0))
 
 
 def at_boundary(estimate: Estimate, y: Bools, patient: Ints) -> Estimate:
