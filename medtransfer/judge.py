@@ -68,7 +68,7 @@ def judge(
     """
     from medtransfer.evaluate import evaluate
 
-    binary = len(run.cohort.classes) == 2
+    binary = run.cohort.task == "classification" and len(run.cohort.classes) == 2
     chosen, calibrator = decide(run, threshold if binary else None, calibrator=calibrate)
     beside = control_predictions(run, controls, seed=seed)
     _describe(run, shuffled=shuffled_labels, curve=learning_curve, bootstrap=bootstrap, seed=seed)
@@ -93,7 +93,8 @@ def _describe(run: Run, *, shuffled: bool, curve: bool, bootstrap: int, seed: in
     for name, wanted in (("shuffled_labels", shuffled), ("learning_curve", curve)):
         stored = known.get(name)
         done = isinstance(stored, dict) and stored.get("asked") == asked
-        if not wanted or (name == "learning_curve" and len(run.split.folds[0].train) < FEWEST_FOR_A_CURVE):
+        few = name == "learning_curve" and len(run.split.folds[0].train) < FEWEST_FOR_A_CURVE
+        if not wanted or few or run.cohort.task != "classification":
             facts |= {name: None} if stored else {}
         elif not done and name == "shuffled_labels":
             found = shuffled_auroc(run, start_features(run), bootstrap=bootstrap, seed=seed)

@@ -12,9 +12,10 @@ from small_cohorts import blobs
 
 from medtransfer import Case, Cohort, Prepare, Recipe, Run, fit, load_model, split_by_patient
 from medtransfer.decisions import decide, stored_rule
-from medtransfer.enough import STRENGTHS, at, chances, curve_of, enough_cases, how_many, law, summary
+from medtransfer.enough import STRENGTHS, chances, curve_of, how_many
 from medtransfer.groups import bands, groupings
 from medtransfer.judge import judge
+from medtransfer.metrics.growth import at, enough_cases, law, summary
 from medtransfer.probes import coded, corners, geometry_features, header_features, shuffle_by_patient
 
 QUICK = {"bootstrap": 200, "shuffled_labels": False, "learning_curve": False}
@@ -137,12 +138,13 @@ def test_a_learning_curve_rises_to_what_the_features_hold() -> None:
     assert curve.cases[-1] == 300
     found = summary(curve)
     best = norm.cdf(0.75 * 2 / np.sqrt(2))
-    means = [p["value"] for p in found["points"]]
+    means = [p["value"]["value"] for p in found["points"]]
     assert means[0] < means[-1] <= best + 0.03
-    assert found["twice"]["low"] <= found["twice"]["value"] <= found["twice"]["high"]
-    assert found["twice"]["value"] == pytest.approx(best, abs=0.06)
+    twice = found["predicted"]["value"]
+    assert twice["low"] <= twice["value"] <= twice["high"]
+    assert twice["value"] == pytest.approx(best, abs=0.06)
     assert abs(found["check"]["error"]) < 0.05
-    assert json.loads(json.dumps(found))["text"].startswith("With 300 training cases")
+    assert json.loads(json.dumps(found))["note"].startswith("With 300 training cases")
 
 
 def test_fewer_components_give_the_model_of_all_features() -> None:

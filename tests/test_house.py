@@ -15,8 +15,8 @@ ROOMS = [
     "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team", "metrics",
-    "loop", "fit", "estimators", "search",
+    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team",
+    "metrics", "loop", "fit", "estimators", "search",
     "export", "probes", "groups", "controls", "enough", "decisions", "evaluate", "report", "judge", "external",
     "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from medtransfer import Cohort, Prepare, load_model
 from medtransfer.dataset import Prepared
-from medtransfer.enough import _fits, at, curve_of
+from medtransfer.enough import curve_of
 from medtransfer.features import fit_logistic, frozen_features
 from medtransfer.metrics.classification import auroc
+from medtransfer.metrics.growth import at, fits
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 WEIGHTS = SHARED / "imagenet_mobilenet_v2" / "mobilenet_v2_keras_imagenet_torchvision.safetensors"
@@ -49,7 +50,7 @@ def main() -> None:
             drawn = np.random.default_rng(seed).permutation(train)[: full or len(train)]
             half = np.sort(drawn[: len(drawn) // 2])
             curve = curve_of(features, y, patients, [(half, val)], classes=2, bootstrap=200, seed=seed)
-            fitted, again = _fits(curve, len(curve.cases), seed)
+            fitted, again = fits(curve, len(curve.cases), seed)
             predicted, low, high = float(at(fitted, len(drawn))), *np.nanquantile(at(again, len(drawn)), [0.025, 0.975])
             whole = fit_logistic(features[drawn], y[drawn], patients[drawn], 2, seed=seed, inner=3)
             found = float(auroc(y[val] == 1, whole.probability(features[val])[:, 1]))
