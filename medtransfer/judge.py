@@ -93,10 +93,10 @@ def judge(
     )
     facts: dict[str, object] = {"explanation": None, "robustness": None}
     checks = found.checks
-    if explain and run.model(0).description.task == "classification":
+    if explain and run.cohort.task == "classification" and not run.cohort.bags:
         facts["explanation"], check = examine(run, found, seed=seed)
         checks = [*checks, check]
-    if robustness:
+    if robustness and not run.cohort.bags:
         facts["robustness"] = measure(run, bootstrap=bootstrap, seed=seed)
     run.describe(facts)
     return replace(found, checks=checks, record=run.record())
