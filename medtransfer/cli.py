@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_refine import search
 from medtransfer.errors import MedTransferError
 
 _CHANGES = click.option(
@@ -212,13 +213,25 @@ def report(run: str, quiet: bool) -> None:
     click.echo(conclude(found, experiment).report)
 
 
+cli.add_command(search)
+
+
 @cli.command()
 @click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path())
+@click.argument("second", type=click.Path(), required=False)
+@_CHANGES
 @_JSON
+@_QUIET
 @_verbose
-def compare(first: str, second: str, as_json: bool) -> None:
-    """Compare two runs on the cases that both tested, paired by patient."""
+def compare(first: str, second: str | None, changes: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+    """Compare two runs on the cases that both tested; or, for one config, the strategies: did transfer help?"""
+    if second is None:
+        from medtransfer.config import Experiment
+        from medtransfer.refine import compare_config
+
+        table = compare_config(Experiment.from_file(first, changes=changes), progress=not quiet)
+        click.echo(json.dumps(table.to_record()) if as_json else str(table))
+        return
     from medtransfer.evaluate import compare as compare_predictions
     from medtransfer.predictions import Predictions
 

@@ -28,10 +28,9 @@ class Readable(Protocol):
     @property
     def alias(self) -> str: ...
     @property
-    def label(self) -> int | None: ...
-    @property
     def image(self) -> object: ...
     def read(self) -> Image: ...
+    def pieces(self) -> Sequence[Readable]: ...
 
 
 def content(case: Readable) -> str | None:
@@ -44,7 +43,9 @@ def content(case: Readable) -> str | None:
 
 
 class Prepared:
-    """The prepared images of a cohort; indexing gives tensors ``[n, channels, ...]``.
+    """The prepared images of a cohort, as arrays or tensors ``[n, channels, ...]``.
+
+    Where cases are bags of images: ``[n, channels, images, ...]``, as many as the largest bag has, absent ones NaN.
 
     Parameters
     ----------
@@ -71,6 +72,7 @@ class Prepared:
     ) -> None:
         self.cases, self.prepare, self.cache, self.progress = cases, prepare, cache, progress
         self.memory_bytes = memory_bytes
+        self.most = max((len(c.image) for c in cases if isinstance(c.image, tuple)), default=0)
         self._kept: NDArray[np.float32] | None = None
         self._ready = np.zeros(len(cases), dtype=bool)
 
@@ -80,6 +82,14 @@ class Prepared:
             kept: NDArray[np.float32] = self._kept[index]
             return kept
         case = self.cases[index]
+        if not self.most:
+            return self._image(case)
+        images = np.stack([self._image(piece) for piece in case.pieces()], axis=1)
+        whole = np.full((images.shape[0], self.most, *images.shape[2:]), np.nan, np.float32)
+        whole[:, : images.shape[1]] = images
+        return whole
+
+    def _image(self, case: Readable) -> NDArray[np.float32]:
         digest = content(case) if self.cache is not None else None
         name = fingerprint(CACHE_FORMAT, digest, self.prepare.model_dump_json()) if digest else ""
         if name and self.cache is not None and (found := self.cache.get(name)) is not None:
@@ -144,9 +154,3 @@ class Prepared:
         import torch
 
         return torch.from_numpy(np.stack([self.one(int(i)) for i in indices]))
-
-    def labels(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """Class indices of these cases, int64."""
-        import torch
-
-        return torch.tensor([-1 if (label := self.cases[int(i)].label) is None else label for i in indices])

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError
-from medtransfer.loop import Job
+from medtransfer.loop import Job, Watch
 from medtransfer.model import Model
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
@@ -46,6 +45,7 @@ def fit(
     nodes: int = 1,
     precision: Precision = "32-true",
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Run:
     """Fine-tune a model on the training part of each fold; the model passed in stays as it is.
 
@@ -68,6 +68,9 @@ def fit(
         what they are; each process computes its share.
     precision : {'32-true', 'bf16-mixed'}
         Of what learns; weights, frozen features and evaluation stay float32.
+    watch : function or None
+        Is given each entry of the log as it is written: a dict with fold, epoch, losses. What it raises ends the
+        call and leaves a run that can go on.
 
     Raises
     ------
@@ -89,6 +92,7 @@ def fit(
         "tensors": _digest(model),
         "cohort": cohort.fingerprint,
         "classes": list(cohort.classes),
+        "task": cohort.task,
         "split": [[list(p) for p in fold.parts()] for fold in split.folds],
         "prepare": prepare.model_dump(mode="json"),
         "augment": augment.model_dump(),
@@ -96,6 +100,7 @@ def fit(
         "seed": seed,
     }
     asked |= {} if precision == "32-true" else {"precision": precision}
+    asked |= {"bag": cohort.bags} if cohort.bags else {}
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -113,7 +118,7 @@ def fit(
     if complete:
         return run
     started = time.monotonic()
-    job = Job(team, run, model, recipe, augment, seed)
+    job = Job(team, run, model, recipe, augment, seed, watch)
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
     with torch.random.fork_rng(), stopping() as stop:
@@ -128,15 +133,23 @@ def fit(
     return run
 
 
+_OUTPUTS = {"classification": "classes", "ordinal": "classes", "multilabel": "labels", "regression": "targets"}
+
+
 def _digest(model: Model) -> str:
     return fingerprint(*(part for k, v in model.state_dict().items() for part in (k, v.detach().cpu().numpy())))
 
 
 def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split: Split) -> None:
     d = model.description
+    if d.task != cohort.task:
+        raise ConfigError(
+            f"the model is made for {d.task} and the cohort for {cohort.task}", where="model.task", got=d.task,
+            fix=f"task: {cohort.task}",
+        )  # fmt: skip
     if d.classes != len(cohort.classes):
         raise ConfigError(
-            f"the model has {d.classes} classes and the cohort {len(cohort.classes)}",
+            f"the model has {d.classes} {_OUTPUTS[d.task]} and the cohort {len(cohort.classes)}",
             where="model.classes",
             got=", ".join(cohort.classes),
             fix=f"classes: {len(cohort.classes)}",
@@ -164,10 +177,13 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
         )
     ):
         raise ConfigError("the stages that learn have no normalisation", where="recipe.tune", fix="tune: all")
-    if "logistic" in (recipe.method, recipe.start) and sum(isinstance(m, nn.Linear) for m in model.head) > 1:
+    if "logistic" in (recipe.method, recipe.start) and not model.linear:
         raise ConfigError(
-            "logistic regression needs a linear head", where="model.head", fix="leave head out, or method: probe"
-        )
+            "method logistic needs a linear head", where="model.head", got=repr(d.head),
+            fix="leave head out, or method: probe",
+        )  # fmt: skip
+    if recipe.mixup and cohort.bags:
+        raise ConfigError("bags of images cannot be mixed", where="recipe.mixup", fix="mixup: 0")
     if recipe.method != "logistic" and any(not len(f.val) for f in split.folds):
         raise ConfigError(
             f"method {recipe.method} stops on a validation part, and the split has none",
@@ -205,7 +221,9 @@ def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) ->
             "trainable": plan[-1]["parameters"],
             "dims": d.dims,
             "in_channels": d.in_channels,
-            "input": f"{d.in_channels} × {size}",
+            "input": f"{d.in_channels} × {size}"
+            + (f", up to {run.cohort.bags} images a case" if run.cohort.bags else ""),
+            "task": d.task,
             "head": str(final.head),
             "pool_from": list(d.pool_from),
             "pool": d.pool,

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtransfer.model import Model
@@ -204,11 +202,6 @@ def average(files: list[Path]) -> dict[str, Tensor]:
         k: torch.stack([t[k].double() for t in found]).mean(0).to(v.dtype) if v.is_floating_point() else v
         for k, v in found[0].items()
     }
-
-
-def log_loss(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean negative logarithm of the probability of the reference class."""
-    return float(-np.log(np.clip(chances[np.arange(len(labels)), labels], 1e-12, None)).mean())
 
 
 @contextmanager
