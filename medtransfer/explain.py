@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from medtransfer.backbones import architecture
 from medtransfer.backbones.tokens import laid_out
 from medtransfer.errors import WeightsError
-from medtransfer.heads import Task
 from medtransfer.model import Model, restart
+from medtransfer.predictions import Task
 
 _SLICES_AT_ONCE = 32
 ALIKE = 0.5  # mean rank correlation from which maps show much the same
