@@ -168,6 +168,13 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
         raise ConfigError(
             "logistic regression needs a linear head", where="model.head", fix="leave head out, or method: probe"
         )
+    if "logistic" in (recipe.method, recipe.start) and d.head.attention:
+        raise ConfigError(
+            "logistic regression does not learn how to weigh slices or images",
+            where="model.head.attention",
+            got=d.head.attention,
+            fix="attention: 0 (they are averaged), or method: probe",
+        )
     if recipe.method != "logistic" and any(not len(f.val) for f in split.folds):
         raise ConfigError(
             f"method {recipe.method} stops on a validation part, and the split has none",

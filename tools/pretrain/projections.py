@@ -7,9 +7,8 @@ solid balls, and in half of the scenes a haze. No organ is copied; where everyth
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from scenes import ATTRIBUTES, NUMBERS, Draw, Scenes, scaled
+from torch import Tensor
 
 EXTRA = (
     "projection", "haze", "haze_extent", "haze_mass", "haze_soft", "haze_grain", "bands", "band_count",
