@@ -98,6 +98,12 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         out=out,
         augment=experiment.settings["augment"],
         seed=experiment.top.seed,
+        accelerator=experiment.top.accelerator,
+        devices=experiment.top.devices,
+        nodes=experiment.top.nodes,
+        strategy=experiment.top.strategy,
+        precision=experiment.top.precision,
+        workers=experiment.top.workers,
         progress=progress,
         watch=tracker,
     )

@@ -63,11 +63,13 @@ class Run:
     prepare: Prepare
     device: str = "cpu"
     progress: bool = field(default=True, repr=False)
+    workers: int = field(default=2, repr=False)
     prepared: Prepared = field(init=False, repr=False)
     _models: dict[int, Model] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), progress=self.progress)
+        self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), workers=self.workers,
+                                 progress=self.progress)  # fmt: skip
 
     @classmethod
     def open(cls, folder: str | Path, cohort: Cohort, *, device: str = "cpu", progress: bool = True) -> Run:

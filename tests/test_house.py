@@ -21,7 +21,8 @@ ROOMS = [
     "phantom", "demo", "cli_refine", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
-           "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
+           "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_copies": "audit",
+           "_thorax": "phantom"}  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
          "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
 

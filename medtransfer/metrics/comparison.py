@@ -63,7 +63,7 @@ def align(other: Predictions, to: Predictions, name: str) -> Predictions:
             fix="predict the same cases with both models",
         )
     same = other.take(np.array([place[key] for key in wanted], dtype=np.int64))
-    if not np.array_equal(same.reference, to.reference):
+    if not np.array_equal(same.reference, to.reference, equal_nan=True):
         raise MetricError(
             f"{name} has other reference labels", got=f"{(same.reference != to.reference).sum()} cases differ"
         )
