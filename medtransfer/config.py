@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
+from medtransfer.predictions import Task
 
 _MOST_BYTES, _MOST_NODES = 2**20, 100_000
 _COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
@@ -109,6 +110,7 @@ class _Top(BaseModel):
     title: str = ""
     synthetic: bool = False
     seed: int = 0
+    task: Task | None = None
     workers: Annotated[int, Field(ge=0)] = 2
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Annotated[int, Field(ge=1)] = 1
@@ -127,8 +129,8 @@ class Experiment:
         File name, for messages.
     top : settings
         ``out``, ``data`` (folder that relative paths of the cohort and of a weights file start from), ``title``,
-        ``synthetic``, ``seed``, and where and how it is computed: ``workers``, ``accelerator``, ``devices``,
-        ``nodes``, ``strategy``, ``precision`` as for :func:`medtransfer.fit`.
+        ``synthetic``, ``seed``, ``task`` (that of the cohort), and where and how it is computed: ``workers``,
+        ``accelerator``, ``devices``, ``nodes``, ``strategy``, ``precision`` as for :func:`medtransfer.fit`.
     settings : mapping of str to settings
         One entry a section, defaults filled in; ``recipe`` is None where it is left to the cohort's size.
 
@@ -196,10 +198,13 @@ class Experiment:
                 raise _unknown((key,), sorted(known), lines, name)
         top = _make(_Top, {k: v for k, v in values.items() if k in _Top.model_fields}, (), lines, name)
         settings: dict[str, Any] = {}
+        top_task = getattr(top, "task", None)
         for section, kind in kinds.items():
             given = values.get(section)
             if section == "augment" and isinstance(given, str):
                 given = {"modality": given}
+            if section == "cohort" and isinstance(given, dict) and top_task:
+                given = {"task": top_task} | given
             if section == "recipe" and given is None:
                 settings[section] = None
                 continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.features import fit_logistic, frozen_features
+from medtransfer.features import frozen_features
+from medtransfer.linear import fit_linear
 from medtransfer.predictions import Predictions, concatenate
 
 if TYPE_CHECKING:
@@ -54,10 +55,11 @@ def _fit(run: Run, features: NDArray[np.floating], seed: int) -> list[Prediction
     cohort, parts = run.cohort, []
     for number, fold in enumerate(run.split.folds):
         train = list(fold.train)
-        model = fit_logistic(
-            features[train], cohort.labels[train], cohort.patients[train], len(cohort.classes), seed=seed
-        )
-        parts.append(run.predictions(fold.test, model.probability(features[list(fold.test)]), number, "test"))
+        model = fit_linear(
+            features[train], cohort.references[train], cohort.patients[train], len(cohort.classes), task=cohort.task,
+            seed=seed,
+        )  # fmt: skip
+        parts.append(run.predictions(fold.test, model.says(features[list(fold.test)]), number, "test"))
     return parts
 
 
@@ -66,10 +68,9 @@ def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None
     if name == "covariates":
         return covariate_features(run.cohort)
     run.prepared.load(everyone)
-    if name == "histogram":
-        return np.stack([histogram(run.prepared.one(i)) for i in everyone])
-    if name == "border":
-        return np.stack([border(run.prepared.one(i)) for i in everyone])
+    if name in ("histogram", "border"):
+        look = histogram if name == "histogram" else border
+        return np.stack([_over_images(look, run.prepared.one(i), run.cohort.bags) for i in everyone])
     from medtransfer.model import rebuild, restart
 
     trained = run.model(0)
@@ -77,7 +78,7 @@ def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None
         if str(trained.description.weights.get("name", "")).startswith("random/"):
             return None  # the run itself is that
         untrained = restart(trained.description, seed=seed)
-        return frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress)
+        return _pooled(frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress))
     start = run.folder / "start.safetensors"
     if not start.is_file():
         return None
@@ -85,7 +86,23 @@ def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None
 
     model = rebuild(trained.description)
     model.load_state_dict(read_checkpoint(start)[0])
-    return frozen_features(model, run.prepared, everyone, device=run.device, progress=run.progress)
+    return _pooled(frozen_features(model, run.prepared, everyone, device=run.device, progress=run.progress))
+
+
+def _pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One vector a case: the average where slices or images are weighed by attention otherwise."""
+    return np.nanmean(features, axis=1) if features.ndim == 3 else features
+
+
+def _over_images(
+    look: Callable[[NDArray[np.float32]], NDArray[np.float64]], array: NDArray[np.float32], bags: int
+) -> NDArray[np.float64]:
+    """What a look gives, averaged over the images of a bag."""
+    if not bags:
+        return look(array)
+    there = ~np.isnan(array.reshape(*array.shape[:2], -1)[0, :, 0])
+    found: NDArray[np.float64] = np.mean([look(array[:, i]) for i in np.flatnonzero(there)], axis=0)
+    return found
 
 
 def histogram(array: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,19 +219,22 @@ class _Training:
             write_json(self.folder / "history.json", state.history)
         self._conclude(state)
 
+    def _frozen(self, learning: Sequence[str]) -> int:
+        """How many stages are computed once, where these learn."""
+        if learning and (self.job.model.description.by_slice or self.job.run.cohort.bags):
+            return 0  # slices, or the images of a bag, meet only after the last stage
+        return len(self.job.model.stages) - len(learning)
+
     def _rate(self, state: State) -> float:
         return float(max(group["lr"] for group in state.optimizer.param_groups))
 
     def _epoch(self, state: State) -> dict[str, Any]:
         recipe = self.recipe
         stages = recipe.trainable(state.epoch, list(state.model.stages))
-        first = len(state.model.stages) - len(stages)
-        if stages and (state.model.description.by_slice or self.job.run.cohort.bags):
-            first = 0  # slices, or the images of a bag, meet only after the last stage
         phase = next(p for p in recipe.phases() if p[0] <= state.epoch < p[1])
         state.enter(phase)
         choose(state.model, stages, recipe.tune, recipe.frozen_norms)
-        boundary = self.job.boundary(first)
+        boundary = self.job.boundary(self._frozen(stages))
         train = np.array(self.fold.train)
         size = recipe.batch_size * recipe.accumulate
         order = train[
@@ -338,7 +341,7 @@ class _Training:
         best = state.kept[0][1]
         phase = next((p for p in self.recipe.phases() if p[0] <= best < p[1]), (-1, 0))
         stages = self.recipe.trainable(best, list(state.model.stages))
-        boundary = self.job.boundary(len(state.model.stages) - len(stages))
+        boundary = self.job.boundary(self._frozen(stages))
         chosen, loss = [best], state.best
         for _, epoch in state.kept[1:]:
             if phase[0] <= epoch < phase[1]:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medtransfer.metrics.classification import auroc
 from medtransfer.metrics.comparison import align, headline
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, plain
 from medtransfer.metrics.names import LABELS
-from medtransfer.metrics.panel import Statistic, mean_of_defined
 from medtransfer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class Strategies:
     Parameters
     ----------
     metric : str
-        The headline estimate, by the names of :data:`medtransfer.metrics.names.LABELS`.
+        The headline estimate, by the names of :data:`medtransfer.metrics.names.LABELS`; larger is better.
     rows : tuple of Row
     predictions : mapping of str to Predictions
         The pooled test parts of each strategy.
@@ -71,17 +69,11 @@ class Strategies:
         ways = [r for r in self.rows if r.gain is not None and r.name != METADATA and r.gain.value is not None]
         if not ways:
             return "transfer cannot be judged: the difference is not defined"
-        best = max(ways, key=lambda r: _of(r.gain) if self.larger else -_of(r.gain))
+        best = max(ways, key=lambda r: _of(r.gain))
         words = f"{best.name} {best.gain} against scratch, p (Holm) = {_p(best.p_holm)}"
-        better = _of(best.gain) > 0 if self.larger else _of(best.gain) < 0
-        if not better or best.p_holm is None or best.p_holm >= 0.05:
+        if _of(best.gain) <= 0 or best.p_holm is None or best.p_holm >= 0.05:
             return f"transfer cannot be shown to help here: the best of it, {words}"
         return f"transfer helped here: {words}"
-
-    @property
-    def larger(self) -> bool:
-        """Whether a larger headline estimate is the better one."""
-        return self.metric != "mae"
 
     def to_record(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -195,9 +187,9 @@ def judged(found: Mapping[str, Predictions], *, bootstrap: int = 2000, seed: int
     resamples = ClusterBootstrap.draw(reference.patient, resamples=bootstrap, seed=seed)
     same = {name: align(p, reference, f"the strategy '{name}'") for name, p in found.items()}
     once = np.ones((1, len(reference)))
-    metric = next(iter(main_statistic(reference)(once)))
-    points = {name: float(main_statistic(p)(once)[metric][0]) for name, p in same.items()}
-    draws = {name: resamples.apply(main_statistic(p))[metric] for name, p in same.items()}
+    metric = next(iter(headline(reference)(once)))
+    points = {name: float(headline(p)(once)[metric][0]) for name, p in same.items()}
+    draws = {name: resamples.apply(headline(p))[metric] for name, p in same.items()}
     others = [name for name in found if name != SCRATCH]
     ps = {name: two_sided(draws[name] - draws[SCRATCH]) for name in others}
     holm = dict(zip(others, adjust([ps[name] for name in others]), strict=True))
@@ -211,22 +203,6 @@ def judged(found: Mapping[str, Predictions], *, bootstrap: int = 2000, seed: int
         rows.append(Row(name, value, gain, ps[name], holm[name]))
     cases, patients = len(np.unique(reference.case)), len(np.unique(reference.patient))
     return Strategies(metric, tuple(rows), found, cases, patients)
-
-
-def main_statistic(p: Predictions) -> Statistic:
-    """AUROC, its mean over classes, labels or splits between ordered classes; for numbers the mean absolute error."""
-    if p.task == "classification":
-        return headline(p)
-    y, said = p.reference, p.probability
-    if p.task == "ordinal":
-        pairs = [(y >= k, said[:, k:].sum(axis=1), y >= 0) for k in range(1, len(p.classes))]
-        return lambda w: {"cumulative_auroc": mean_of_defined([auroc(a[at], s[at], w[:, at]) for a, s, at in pairs])}
-    columns = [(y[:, k], said[:, k], np.isfinite(y[:, k])) for k in range(len(p.classes))]
-    if p.task == "multilabel":
-        return lambda w: {"macro_auroc": mean_of_defined([auroc(a[at] == 1, s[at], w[:, at]) for a, s, at in columns])}
-    return lambda w: {
-        "mae": mean_of_defined([(w[:, at] @ np.abs(a - s)[at]) / w[:, at].sum(axis=1) for a, s, at in columns])
-    }
 
 
 def two_sided(draws: np.ndarray[Any, np.dtype[np.float64]]) -> float:

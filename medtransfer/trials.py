@@ -91,7 +91,7 @@ class Trainer:
         folder = self.out / name
         prepare = type(self.prepare)(**self.prepare.model_dump() | {"size": candidate.size})
         try:
-            run = fit(self._model(candidate.backbone), self.cohort, self.split, prepare, candidate.recipe, out=folder,
+            run = fit(with_backbone(self.model, candidate.backbone, seed=self.seed), self.cohort, self.split, prepare, candidate.recipe, out=folder,
                       augment=self.augment, seed=self.seed, accelerator=self.accelerator, progress=False,
                       watch=watch)  # fmt: skip
             test = run.test()
@@ -102,20 +102,23 @@ class Trainer:
         found[[place[str(c)] for c in test.case]] = loss_of_cases(test)
         return found
 
-    def _model(self, backbone: str) -> Model:
-        from medtransfer.model import load_model
 
-        d = self.model.description
-        if not backbone:
-            return self.model
-        return load_model(
-            backbone,
-            dims=d.dims,  # type: ignore[arg-type]
-            in_channels=d.in_channels,
-            classes=d.classes,
-            task=d.task,
-            seed=self.seed,
-        )
+def with_backbone(model: Model, name: str, *, seed: int = 0) -> Model:
+    """A model of the same task and head on other weights; the model itself for an empty name."""
+    from medtransfer.model import load_model
+
+    d = model.description
+    if not name:
+        return model
+    return load_model(
+        name,
+        dims=d.dims,  # type: ignore[arg-type]
+        in_channels=d.in_channels,
+        classes=d.classes,
+        task=d.task,
+        head=d.head,
+        seed=seed,
+    )
 
 
 def loss_of_cases(test: Predictions) -> Floats:
