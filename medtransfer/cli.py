@@ -153,13 +153,14 @@ def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
 def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Train, evaluate on held-out patients and write the report: the main job."""
     from medtransfer.config import Experiment
+    from medtransfer.dryrun import as_text
     from medtransfer.pipeline import plan
     from medtransfer.pipeline import train as run_training
 
     experiment = Experiment.from_file(config, changes=changes)
     if dry_run:
         planned = plan(experiment, progress=not quiet)
-        click.echo(json.dumps(planned) if as_json else "\n".join(f"{k:<9} {v}" for k, v in planned.items()))
+        click.echo(json.dumps(planned) if as_json else as_text(planned))
         return
     _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
 
@@ -168,17 +169,44 @@ def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, q
 @click.argument("run", type=click.Path())
 @_CHANGES
 @click.option("--at-least", metavar="AUROC", type=float, help="Exit with 5 where the AUROC is lower.")
+@click.option("--cohort", "table", type=click.Path(), help="External validation: a table as in training, or YAML.")
+@click.option("--root", type=click.Path(), help="Where the paths of --cohort start from.")
+@click.option("--dicom", type=click.Path(), help="External validation: a folder of scans, with --labels.")
+@click.option("--labels", type=click.Path(), help="Table of labels for --dicom.")
+@click.option("--name", help="What the external cohort is called.")
+@click.option("--recalibrate", metavar="SHARE", type=float, help="Also recalibrate on a share of its patients.")
+@click.option("--accept", multiple=True, type=click.Choice(["same_ids", "same_images"]), help="A known overlap.")
 @_JSON
 @_QUIET
 @_verbose
-def evaluate(run: str, changes: tuple[str, ...], at_least: float | None, as_json: bool, quiet: bool) -> None:
-    """Evaluate a finished run again, e.g. with --set evaluate.threshold='sensitivity>=0.9'."""
-    from medtransfer.pipeline import conclude, gate, reopen
+def evaluate(
+    run: str,
+    changes: tuple[str, ...],
+    at_least: float | None,
+    table: str | None,
+    root: str | None,
+    dicom: str | None,
+    labels: str | None,
+    name: str | None,
+    recalibrate: float | None,
+    accept: tuple[Any, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Evaluate a finished run again, or on an external cohort with the threshold that it has stored."""
+    from medtransfer.pipeline import conclude, gate, reopen, validate
 
-    found, experiment = reopen(run, changes=changes, progress=not quiet)
-    result = conclude(found, experiment)
-    _print_result(result, as_json)
-    gate(result.evaluation, at_least)
+    if table or dicom:
+        results = validate(
+            run, table, root=root, dicom=dicom, labels=labels, name=name, recalibrate=recalibrate, accept=accept,
+            changes=changes, command=_command(), progress=not quiet,
+        )  # fmt: skip
+    else:
+        found, experiment = reopen(run, changes=changes, progress=not quiet)
+        results = [conclude(found, experiment)]
+    for result in results:
+        _print_result(result, as_json)
+    gate(results[0].evaluation, at_least)
 
 
 @cli.command()

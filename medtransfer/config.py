@@ -162,18 +162,7 @@ class Experiment:
             For a missing file, bad YAML, unknown or duplicate keys and values that do not fit; it names the line.
         """
         path = Path(path)
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                "the config cannot be read", where=path.name, got=error.strerror, fix="correct the path"
-            ) from error
-        if len(raw) > _MOST_BYTES:
-            raise ConfigError("this is too large for a config", where=path.name, got=f"{len(raw):,} bytes")
-        try:
-            return cls.from_text(raw.decode("utf-8-sig"), name=path.name, changes=changes)
-        except UnicodeDecodeError as error:
-            raise ConfigError("the config is not UTF-8 text", where=path.name) from error
+        return cls.from_text(read_text(path), name=path.name, changes=changes)
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "config", changes: Sequence[str] = ()) -> Experiment:
@@ -213,6 +202,10 @@ class Experiment:
             settings[section] = _make(kind, given or {}, (section,), lines, name)
         return cls(name, top, settings, keys[0], values)
 
+    def with_cohort(self, section: Mapping[str, Any], *, name: str) -> Experiment:
+        """The same experiment on another cohort, whose paths start from where the command runs."""
+        return self._checked({**self.raw, "cohort": dict(section), "data": "."}, {}, name)
+
     def path(self, text: str) -> str:
         """A path of the config, started from ``data``."""
         return str(Path(self.top.data) / text.replace("\\", "/"))
@@ -249,6 +242,22 @@ class Experiment:
         else:
             out |= {"out": self.top.out, "data": self.top.data}
         return _yaml(out)
+
+
+def read_text(path: Path) -> str:
+    """Text of a config file, refused where it is missing, too large or not UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            "the config cannot be read", where=path.name, got=error.strerror, fix="correct the path"
+        ) from error
+    if len(raw) > _MOST_BYTES:
+        raise ConfigError("this is too large for a config", where=path.name, got=f"{len(raw):,} bytes")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("the config is not UTF-8 text", where=path.name) from error
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Keys, str]]:

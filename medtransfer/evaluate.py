@@ -53,6 +53,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 _RECALIBRATED = ("brier", "scaled_brier", "log_loss", "calibration_slope", "calibration_intercept",
                  "observed_expected", "ece")  # fmt: skip
+SUBGROUP_KEYS = ("auroc", "gap", "gap_adjusted", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ class Evaluation:
                     "level": s.level,
                     "cases": s.cases,
                     "events": s.events,
-                    **{k: getattr(s, k).to_json() for k in ("auroc", "gap", "sensitivity", "specificity")},
+                    **{k: getattr(s, k).to_json() for k in SUBGROUP_KEYS},
                 }
                 for s in self.subgroups
             ],
@@ -274,7 +275,8 @@ def evaluate(
     primary = comparison.primary(scored)
     beside = [comparison.control(name, other, scored, resamples) for name, other in (controls or {}).items()]
     record = test.source.record() if test.source is not None else {}
-    groups = _groups(subgroups or {}, known)
+    groups = _groups(subgroups or {}, known) if scored.task == "classification" else {}
+    divided = comparison.subgroups(groups, scored, seen.called == 1, resamples)
     return Evaluation(
         predictions=scored,
         threshold=point,
@@ -287,9 +289,11 @@ def evaluate(
         table=seen.table,
         curves=found.curves | ({f"{k}_recalibrated": c for k, c in second.curves.items()} if second else {}),
         controls=beside,
-        subgroups=comparison.subgroups(groups, scored, seen.called == 1, resamples) if point is not None else [],
+        subgroups=divided,
         prevalences=[comparison.at_prevalence(v, found) for v in prevalences] if point is not None else [],
-        checks=checks.all_checks(scored, found.estimates, recalibrated, primary, point, beside, record),
+        checks=checks.all_checks(
+            scored, found.estimates, recalibrated, primary, point, beside, record, comparison.subgroup_checks(divided)
+        ),
         counts={
             "cases": len(np.unique(scored.case)),
             "patients": len(np.unique(scored.patient)),

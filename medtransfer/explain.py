@@ -22,6 +22,7 @@ from medtransfer.backbones import architecture
 from medtransfer.backbones.tokens import laid_out
 from medtransfer.errors import WeightsError
 from medtransfer.model import Model, restart
+from medtransfer.predictions import Task
 
 _SLICES_AT_ONCE = 32
 ALIKE = 0.5  # mean rank correlation from which maps show much the same

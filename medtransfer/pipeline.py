@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtransfer.cohort import Cohort
-from medtransfer.config import Experiment
+from medtransfer.config import Experiment, parse, read_text, sections
 from medtransfer.errors import ConfigError, GateError, RunError
-from medtransfer.run import Run, make_folder, read_state, write
+from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
+    from medtransfer.external import Accept
     from medtransfer.model import Model
     from medtransfer.recipe import Recipe
 
@@ -67,6 +69,9 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints."""
+    from medtransfer.dryrun import cache_sizes
+    from medtransfer.reasons import reasons
+
     cohort = load_cohort(experiment, progress=progress)
     split = make_split(experiment, cohort)
     model = make_model(experiment, cohort)
@@ -82,6 +87,8 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
+        "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
         "out": experiment.top.out,
     }
 
@@ -176,6 +183,89 @@ def reopen(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool 
     experiment = Experiment.from_file(config, changes=changes)
     cohort = load_cohort(experiment, store=folder / "private" / "scan.json", progress=progress)
     return Run.open(folder, cohort, progress=progress), experiment
+
+
+def external_cohort(
+    experiment: Experiment,
+    run: Run,
+    table: str | None,
+    *,
+    root: str | None = None,
+    dicom: str | None = None,
+    labels: str | None = None,
+    progress: bool = True,
+) -> Cohort:
+    """The cohort of an external validation, its classes those of the run.
+
+    Parameters
+    ----------
+    table : path or None
+        A table of images, whose columns are called as in training; or a YAML file with a ``cohort`` section.
+    root : path or None
+        Where the table's paths start from.
+    dicom, labels : path or None
+        Instead of ``table``: a dump of scans and its table of labels, joined as in training.
+    """
+    sources = {"csv", "root", "dicom", "labels", "medmnist", "part"}
+    section: dict[str, Any] = {}
+    if table is not None and Path(table).suffix.lower() in (".yaml", ".yml"):
+        section = parse(read_text(Path(table)), Path(table).name)[0]
+        section = section.get("cohort", section)
+    elif (table is None) == (dicom is None) or (dicom is None) != (labels is None):
+        raise ConfigError(
+            "an external cohort is a table, or scans with labels", fix="--cohort T or --dicom D --labels T"
+        )
+    else:
+        key = "csv" if dicom is None else "dicom"
+        known = sections(key)["cohort"].model_fields
+        section = {k: v for k, v in experiment.raw["cohort"].items() if k in known and k not in sources}
+        section |= {"csv": table, "root": root or "."} if dicom is None else {"dicom": dicom, "labels": labels}
+    section.setdefault("classes", list(run.cohort.classes))
+    return load_cohort(experiment.with_cohort(section, name="the external cohort"), progress=progress)
+
+
+def validate(
+    folder: str | Path,
+    table: str | None,
+    *,
+    root: str | None = None,
+    dicom: str | None = None,
+    labels: str | None = None,
+    name: str | None = None,
+    recalibrate: float | None = None,
+    accept: tuple[Accept, ...] = (),
+    changes: tuple[str, ...] = (),
+    command: str = "",
+    progress: bool = True,
+) -> list[Result]:
+    """External validation of a finished run, reported in ``external-<name>`` of its folder.
+
+    Returns
+    -------
+    list of Result
+        With ``recalibrate`` a second one, of the external patients that were not recalibrated on.
+    """
+    from medtransfer.audit import audit
+    from medtransfer.external import evaluate_external, recalibrated
+    from medtransfer.report import write_report
+
+    run, experiment = reopen(folder, changes=changes, progress=progress)
+    cohort = external_cohort(experiment, run, table, root=root, dicom=dicom, labels=labels, progress=progress)
+    called = re.sub(r"[^A-Za-z0-9_-]+", "-", name or Path(str(table or dicom)).stem).strip("-") or "cohort"
+    cohort = replace(cohort, name=called)
+    findings = audit(cohort, accept=experiment.settings["audit"].accept, progress=progress)
+    findings.raise_for_errors()
+    keys = ("threshold", "calibrate", "bootstrap", "prevalences", "subgroups", "seed")
+    asked = {k: v for k, v in experiment.arguments("evaluate").items() if k in keys}
+    facts: dict[str, object] = {"audit": findings.to_record(), "command": command}
+    found = evaluate_external(run, cohort, accept=accept, facts=facts, **asked)
+    out = run.folder / f"external-{called}"
+    write_private(run.folder / "private" / f"external-{called}.csv", cohort)
+    results = [Result(run, found, write_report(found, out / "report.html"))]
+    if recalibrate is not None:
+        after = recalibrated(found, recalibrate, subgroups=asked["subgroups"], seed=asked["seed"])
+        results.append(Result(run, after, write_report(after, out / "recalibrated" / "report.html")))
+    return results
 
 
 def gate(evaluation: Evaluation, at_least: float | None) -> None:

@@ -76,7 +76,8 @@ def search_nested(
         chosen = found[-1].chosen
         sized = type(prepare)(**prepare.model_dump() | {"size": chosen.size})
         alone = replace(split, folds=(fold,))
-        run = fit(with_backbone(model, chosen.backbone, seed=seed), cohort, alone, sized, chosen.recipe, out=out / f"nested-{number}",
+        start = with_backbone(model, chosen.backbone, seed=seed)
+        run = fit(start, cohort, alone, sized, chosen.recipe, out=out / f"nested-{number}",
                   augment=augment, seed=seed, progress=progress)  # fmt: skip
         part = run.predict(fold.test, fold=0)
         tested.append(replace(part, fold=part.fold + number))

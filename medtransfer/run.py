@@ -55,6 +55,11 @@ class Run:
         As in training.
     device : str
         Where prediction runs.
+
+    Attributes
+    ----------
+    kept : dict of str to ndarray
+        What was computed of all cases and is needed again.
     """
 
     folder: Path
@@ -65,6 +70,7 @@ class Run:
     progress: bool = field(default=True, repr=False)
     workers: int = field(default=2, repr=False)
     prepared: Prepared = field(init=False, repr=False)
+    kept: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict, init=False, repr=False)
     _models: dict[int, Model] = field(default_factory=dict, init=False, repr=False)
     _averages: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
@@ -177,9 +183,11 @@ class Run:
 
     def picture(self, case: str, at: int | None = None) -> NDArray[np.uint8] | None:
         """The prepared image of a case by pseudonym, as the network saw it; a volume's middle slice, or another."""
-        if (found := self.find(case)) is None:
-            return None
-        array = self.prepared.one(found[0])
+        found = self.find(case)
+        return None if found is None else self.shown(self.prepared.one(found[0]), at)
+
+    def shown(self, array: NDArray[np.float32], at: int | None = None) -> NDArray[np.uint8]:
+        """A prepared array as a picture: of a bag its first image, of a volume its middle slice, or another."""
         if array.ndim == 4:
             array = array[:, (0 if self.prepared.most else array.shape[1] // 2) if at is None else at]
         shown = array if array.shape[0] == 3 and self.prepare.window_hu is None else array[:1]

@@ -91,7 +91,8 @@ class Trainer:
         folder = self.out / name
         prepare = type(self.prepare)(**self.prepare.model_dump() | {"size": candidate.size})
         try:
-            run = fit(with_backbone(self.model, candidate.backbone, seed=self.seed), self.cohort, self.split, prepare, candidate.recipe, out=folder,
+            model = with_backbone(self.model, candidate.backbone, seed=self.seed)
+            run = fit(model, self.cohort, self.split, prepare, candidate.recipe, out=folder,
                       augment=self.augment, seed=self.seed, accelerator=self.accelerator, progress=False,
                       watch=watch)  # fmt: skip
             test = run.test()

@@ -64,7 +64,9 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", some([n for n, a in ARCHITECTURES.items() if a.dims == (2,) and a.channels == 3], QUICK))
+@pytest.mark.parametrize(
+    "name", some([n for n, a in ARCHITECTURES.items() if a.dims == (2,) and a.channels == 3], QUICK)
+)
 def test_a_gray_image_gives_what_its_replica_gives_the_original(name, tmp_path, float64):
     network = original(name).double()  # Swin V2 keeps a table in single precision
     side = {"inception_v3": 75}.get(name, 224 if "vit" in name else 65)

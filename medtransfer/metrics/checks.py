@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,11 @@ IMAGE_FREE = (
     "scanner",
     "no image",
 )
+QUESTIONS = {  # controls that see the image: a word of their name, what is asked, of what
+    "untrained": ("Did transfer help?", "pretraining"),
+    "scratch": ("Did transfer help?", "pretraining"),
+    "fine-tuned": ("Did fine-tuning help?", "fine-tuning"),
+}
 ENOUGH_EVENTS = 100  # external validation: Vergouwe 2005; Collins, Ogundimu & Altman 2016
 FEWEST_EVENTS = 20
 
@@ -144,11 +150,35 @@ def control_checks(controls: list[Control]) -> list[Check]:
             )
         elif c.image_free and (c.value.low or 0) > 0.5:
             found.append(Check("Shortcut", "caution", f"{said}. The label can partly be told without the anatomy."))
+        elif question := next((q for word, q in QUESTIONS.items() if word in c.name.lower()), None):
+            found.append(_transfer_check(c, *question))
         elif not c.beaten:
             found.append(Check("Control not beaten", "caution", f"{said}. The interval includes no gain at all."))
         else:
             found.append(Check(f"Control: {c.name}", "ok", f"{said}."))
     return found
+
+
+def _transfer_check(control: Control, asked: str, subject: str) -> Check:
+    """What pretraining or fine-tuning was good for, in plain words."""
+    said = f"{control.name} reaches {control.value}; gain {control.difference}."
+    if control.beaten:
+        return Check(asked, "ok", f"Yes: {subject} helped here. {said}")
+    if control.difference.high is not None and control.difference.high < 0:
+        return Check(asked, "caution", f"No: the model does worse with it. {said}")
+    return Check(asked, "caution", f"Not shown: these cases cannot tell a gain by {subject} from none. {said}")
+
+
+def shuffle_check(shuffled: object) -> list[Check]:
+    """Whether a model of shuffled labels stays at chance, from the run's record; none where it was not asked."""
+    if not isinstance(shuffled, dict) or shuffled.get("value") is None:
+        return []
+    e = Estimate(shuffled["value"], shuffled.get("low"), shuffled.get("high"))
+    said = f"After labels were shuffled among all patients the AUROC is {e}"
+    if e.low is None or e.high is None or e.low <= 0.5 <= e.high:
+        return [Check("Shuffled labels", "ok", f"{said}: chance, as it must be.")]
+    why = "and should include 0.5. One honest run in 20 shows this; a leak shows it again with another seed"
+    return [Check("Shuffled labels", "caution", f"{said} {why}.")]
 
 
 def leak_checks(audit: object) -> list[Check]:
@@ -216,14 +246,16 @@ def all_checks(
     threshold: Threshold | None,
     controls: list[Control],
     record: dict[str, object],
+    further: Sequence[Check] = (),
 ) -> list[Check]:
-    """Every check, the most serious first."""
+    """Every check, the most serious first; ``further`` are those made elsewhere."""
     counts = class_counts(test)
     found = leak_checks(record.get("audit"))
-    found += control_checks(controls)
+    found += control_checks(controls) + shuffle_check(record.get("shuffled_labels"))
     found.append(
         events_check({k: v["cases"] for k, v in counts.items()}, {k: v["patients"] for k, v in counts.items()})
     )
+    found += further
     if test.task in ("ordinal", "regression"):
         found.append(agreement_check(estimates[primary], LABELS[primary]))
     else:

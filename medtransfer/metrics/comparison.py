@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.errors import MetricError
 from medtransfer.metrics import calibration, classification, panel
-from medtransfer.metrics.checks import Control
+from medtransfer.metrics.checks import Check, Control
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval
 from medtransfer.metrics.ordinal import ranked_probability, weighted_kappa
 from medtransfer.metrics.regression import agreement
@@ -27,10 +29,13 @@ class Subgroup:
     ----------
     grouping, level : str
     cases, events : int
+        Of several classes, events are the cases outside the largest class.
     auroc, gap : Estimate
-        AUROC inside, and inside minus all other cases.
+        AUROC inside (macro for several classes), and inside minus all other cases.
     sensitivity, specificity : Estimate
-        At the operating point.
+        At the operating point; not defined for several classes.
+    gap_adjusted : Estimate
+        The gap with an interval widened for the number of gaps looked at (Bonferroni).
     """
 
     grouping: str
@@ -41,6 +46,7 @@ class Subgroup:
     gap: Estimate
     sensitivity: Estimate
     specificity: Estimate
+    gap_adjusted: Estimate = field(default_factory=lambda: Estimate(None))
 
 
 def align(other: Predictions, to: Predictions, name: str) -> Predictions:
@@ -158,38 +164,87 @@ def control(name: str, other: Predictions, model: Predictions, resamples: Cluste
 def subgroups(
     groups: dict[str, NDArray[np.str_]], test: Predictions, called: NDArray[np.bool_], resamples: ClusterBootstrap
 ) -> list[Subgroup]:
-    """AUROC, gap, sensitivity and specificity of every level of every grouping (two classes)."""
-    y, p, found = test.reference == 1, test.positive, []
-    patient = resamples.patient
+    """AUROC and gap of every level of every grouping, sensitivity and specificity too where there are two classes.
+
+    Levels with fewer than 10 cases of a kind are suppressed. The adjusted interval of a gap is its bootstrap standard
+    error times the normal quantile for 0.05 / m, m being the number of gaps looked at; the two gaps of a grouping of
+    two levels mirror each other and count as one.
+    """
+    two, patient = len(test.classes) == 2, resamples.patient
+    found: list[Subgroup] = []
+    spread: dict[int, float] = {}
+    mirrored = 0
     for grouping, labels in groups.items():
-        for level in sorted(set(labels.tolist())):
+        levels = sorted(set(labels.tolist()))
+        before = len(spread)
+        for level in levels:
             inside = labels == level
-            cases, events = len(set(test.case[inside].tolist())), len(set(test.case[inside & y].tolist()))
+            kinds = np.bincount(test.reference[inside].astype(np.int64), minlength=len(test.classes))
+            cases, most = len(set(test.case[inside].tolist())), test.reference == (1 if two else kinds.argmax())
+            events = len(set(test.case[inside & (most if two else ~most)].tolist()))
             if min(events, cases - events) < SUPPRESSED_BELOW:
                 hidden = Estimate(None, note=f"suppressed: fewer than {SUPPRESSED_BELOW} cases of a kind")
-                found.append(Subgroup(grouping, level, cases, events, hidden, hidden, hidden, hidden))
+                found.append(Subgroup(grouping, level, cases, events, *[hidden] * 5))
                 continue
-
-            def statistic(w: Floats, inside: NDArray[np.bool_] = inside) -> dict[str, Floats]:
-                here = classification.auroc(y[inside], p[inside], w[:, inside])
-                return {"auroc": here, "gap": here - classification.auroc(y[~inside], p[~inside], w[:, ~inside])}
-
-            units = panel.rarer(y[inside], patient[inside])
-            both = panel.measure(statistic, resamples, units=units).estimates
-            shares = panel.shares_of_table(y[inside], called[inside], patient[inside])
+            rare = panel.rarer(test.reference[inside] == test.reference.dtype.type(kinds.argmax()), patient[inside])
+            both = panel.measure(_gap(test, inside), resamples, units=rare)
+            shares = {name: Estimate(None, note="for two classes") for name in ("sensitivity", "specificity")}
+            if two:
+                y = test.reference[inside] == 1
+                shares = panel.shares_of_table(y, called[inside], patient[inside])
+            if both.estimates["gap"]:
+                draws = both.draws["gap"]
+                spread[len(found)] = float(np.nanstd(draws)) if np.isfinite(draws).any() else math.nan
+            e = both.estimates
             found.append(
                 Subgroup(
-                    grouping,
-                    level,
-                    cases,
-                    events,
-                    both["auroc"],
-                    both["gap"],
-                    shares["sensitivity"],
-                    shares["specificity"],
+                    grouping, level, cases, events, e["auroc"], e["gap"], shares["sensitivity"], shares["specificity"]
                 )
             )
+        mirrored += len(levels) == 2 and len(spread) - before == 2
+    looked = len(spread) - mirrored
+    for i, deviation in spread.items():
+        found[i] = replace(found[i], gap_adjusted=_widened(found[i].gap, deviation, looked))
     return found
+
+
+def _gap(test: Predictions, inside: NDArray[np.bool_]) -> panel.Statistic:
+    """AUROC inside and its difference to that outside, over the classes that both can be scored on."""
+    reference, probability = test.reference, test.probability
+    columns = [1] if len(test.classes) == 2 else range(len(test.classes))
+    sides = [(reference[part], probability[part], part) for part in (inside, ~inside)]
+    shared = [k for k in columns if all(0 < (y == k).sum() < len(y) for y, _, _ in sides)]
+    use = shared or [k for k in columns if 0 < (sides[0][0] == k).sum() < len(sides[0][0])]
+
+    def statistic(w: Floats) -> dict[str, Floats]:
+        here, there = (
+            np.mean([classification.auroc(y == k, p[:, k], w[:, part]) for k in use], axis=0) for y, p, part in sides
+        )
+        return {"auroc": here, "gap": here - there}
+
+    return statistic
+
+
+def _widened(gap: Estimate, deviation: float, looked: int) -> Estimate:
+    if gap.value is None or not math.isfinite(deviation):
+        return gap
+    half = NormalDist().inv_cdf(1 - 0.025 / max(1, looked)) * deviation
+    method = f"patient-cluster bootstrap, standard error, Bonferroni for {looked} gaps"
+    return Estimate(gap.value, gap.value - half, gap.value + half, method)
+
+
+def subgroup_checks(found: list[Subgroup]) -> list[Check]:
+    """Whether the model is surely better or worse for somebody, the number of comparisons allowed for."""
+    looked = [s for s in found if s.gap_adjusted.low is not None and s.gap_adjusted.high is not None]
+    if not looked:
+        return []
+    apart = [s for s in looked if not (s.gap_adjusted.low or 0) <= 0 <= (s.gap_adjusted.high or 0)]
+    said = f"{len(looked)} subgroups were set against the other cases"
+    if not apart:
+        text = f"{said}; none surely differs in AUROC (Bonferroni). That is no proof of fairness."
+        return [Check("Subgroups", "ok", text)]
+    named = "; ".join(f"{s.grouping} {s.level}: gap {s.gap_adjusted}" for s in apart[:4])
+    return [Check("Subgroups", "caution", f"{said}; {len(apart)} differ in AUROC (Bonferroni): {named}.")]
 
 
 def at_prevalence(prevalence: float, found: panel.Panel) -> tuple[float, Estimate, Estimate]:

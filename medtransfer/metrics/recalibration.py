@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,34 @@ class Calibrator:
             return f"Calibrator(isotonic; {len(self.cases)} validation cases)"
         slopes = ", ".join(f"{v:.3g}" for _, v in sorted(self.slope.items()))
         return f"Calibrator({self.method}: slope {slopes}; {len(self.cases)} validation cases)"
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON types, read back by :meth:`from_json`."""
+        return {
+            "method": self.method,
+            "intercept": {str(k): v for k, v in sorted(self.intercept.items())},
+            "slope": {str(k): v for k, v in sorted(self.slope.items())},
+            "cases": [list(m) for m in sorted(self.cases)],
+            "patients": [list(m) for m in sorted(self.patients)],
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Calibrator:
+        """What :meth:`to_json` wrote.
+
+        Examples
+        --------
+        >>> c = Calibrator("platt", {0: 0.1}, {0: 0.9}, frozenset({(0, "case-a")}))
+        >>> Calibrator.from_json(c.to_json()) == c
+        True
+        """
+        return cls(
+            str(stored["method"]),
+            {int(k): float(v) for k, v in stored["intercept"].items()},
+            {int(k): float(v) for k, v in stored["slope"].items()},
+            frozenset((int(f), str(c)) for f, c in stored["cases"]),
+            frozenset((int(f), str(c)) for f, c in stored["patients"]),
+        )
 
     def apply(self, predictions: Predictions) -> Predictions:
         """The same predictions with calibrated probabilities."""

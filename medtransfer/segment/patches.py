@@ -110,7 +110,7 @@ class Patches:
         plan, dims = self.plan, self.plan.dims
         draw = torch.rand(8, generator=generator)
         flip = torch.ones(dims)
-        for k, axis in enumerate(plan.mirrored):
+        for axis in plan.mirrored:
             flip[axis - 2] = -1.0 if torch.rand((), generator=generator) < 0.5 else 1.0
         angles = (2 * draw[:3] - 1) * plan.rotate_deg * torch.pi / 180 * (draw[6] < 0.5)
         zoom = 1 + (2 * draw[3] - 1) * plan.zoom * (draw[7] < 0.5)

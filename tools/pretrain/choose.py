@@ -116,7 +116,9 @@ def veils(side: int, folder: Path, count: int = 480) -> Task:
         rng = np.random.default_rng([9, i])
         chest, g = np.random.default_rng([9, i, 1]), torch.Generator().manual_seed(i)
         pose = Pose(site.shape, 1.4 + 0.5 * rng.random(), ap=rng.random() < 0.5)
-        body = thickness_mm(pose, sex="FM"[i // 2 % 2], age=int(rng.integers(25, 85)), nodule=False, chest=chest, rng=rng)
+        body = thickness_mm(
+            pose, sex="FM"[i // 2 % 2], age=int(rng.integers(25, 85)), nodule=False, chest=chest, rng=rng
+        )
         if y[i]:
             d = Draw(1, 2, max(site.shape), g)
             cloud = d.noise(torch.full((1, 1, 1, 1), 3.0), 0.0, low=4.0)

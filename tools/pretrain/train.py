@@ -44,9 +44,7 @@ class Learner(nn.Module):
         self.project = nn.Sequential(nn.Linear(widths[-1], 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 128))
         self.lateral = nn.ModuleList(conv(w, 32, 1) for w in widths[2:])
         self.paint = nn.Sequential(nn.ReLU(), conv(32, 32, 3, 1, 1), nn.ReLU(), conv(32, 4, 1))
-        self.guess = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm1d(2 * w), nn.Linear(2 * w, numbers)) for w in widths[1:]
-        )
+        self.guess = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(2 * w), nn.Linear(2 * w, numbers)) for w in widths[1:])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         stages = self.net.stages((x - MEAN) / STD)[1:]

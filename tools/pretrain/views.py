@@ -67,9 +67,7 @@ def _turned(maps: Tensor, generator: torch.Generator) -> Tensor:
     return maps.permute(0, 1, *order).flip(back)
 
 
-def two_views(
-    maps: Tensor, side: int, generator: torch.Generator, alike: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
+def two_views(maps: Tensor, side: int, generator: torch.Generator, alike: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Two views of every scene, one after the other.
 
     Parameters
