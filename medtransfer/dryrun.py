@@ -45,10 +45,13 @@ def cache_sizes(
         times = 1 if plain else recipe.views + (whole and "logistic" in (recipe.method, recipe.start))
         pairs = train * times + val
         with torch.no_grad():
-            pooled, x = model.eval().walk(torch.zeros(1, *shape), stages[:first])
+            image = torch.zeros(1, *shape)
+            if whole:
+                found["features"] = pairs * model.eval().features(image).numel() * 4
+                continue
+            pooled, x = model.eval().walk(image, stages[:first])
         width = 2 if recipe.cache == "float16" else 4
-        name = "features" if whole else f"activations after {stages[first - 1]}"
-        found[name] = pairs * (pooled.numel() * 4 + (0 if whole else x.numel() * width))
+        found[f"activations after {stages[first - 1]}"] = pairs * (pooled.numel() * 4 + x.numel() * width)
     return found
 
 
