@@ -240,18 +240,18 @@ def report(run: str, quiet: bool) -> None:
 
 
 @cli.command()
-@click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path())
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option("--out", default="comparison", show_default=True, help="Folder of compare.html and compare.json.")
 @_JSON
 @_verbose
-def compare(first: str, second: str, as_json: bool) -> None:
-    """Compare two runs on the cases that both tested, paired by patient."""
-    from medtransfer.evaluate import compare as compare_predictions
-    from medtransfer.predictions import Predictions
+def compare(runs: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Compare runs with the first of them, on the cases that all tested, paired by patient."""
+    from medtransfer.rivals import compare_runs, read_runs, write_comparison
 
-    a, b = (Predictions.from_csv(Path(r) / "predictions.csv") for r in (first, second))
-    found = compare_predictions(a, b)
-    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+    predictions, thresholds = read_runs(runs)
+    found = compare_runs(predictions, thresholds=thresholds)
+    page = write_comparison(found, out)
+    click.echo(json.dumps(found.to_json() | {"report": str(page)}) if as_json else f"{found}\n\nreport  {page}")
 
 
 @cli.command()

@@ -17,11 +17,11 @@ ROOMS = [
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "linear", "team",
     "metrics", "loop", "fit", "estimators", "search",
-    "export", "probes", "groups", "controls", "enough", "decisions", "evaluate", "report", "judge", "external",
-    "config", "pipeline", "phantom", "demo", "cli", "__main__",
+    "export", "probes", "groups", "controls", "enough", "decisions", "evaluate", "report", "rivals", "judge",
+    "external", "config", "pipeline", "phantom", "demo", "cli", "__main__",
 ]  # fmt: skip
-PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort", "_medmnist": "cohort",
-           "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
+PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
+           "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
          "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
 
