@@ -66,7 +66,8 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
     -------
     list of Certificate
         Gray images, and where the network can be inflated: a stack constant in depth under ``centre`` and
-        ``mean``, and each ACS layer on the slices of its plane.
+        ``mean``; each ACS layer on the slices of its plane; and the whole ACS network on a volume against the
+        3D network whose kernels are zero but for their middle plane.
     """
     arch, network, mean, std, label = _original(name, seed)
     own = 224 if arch.has_token else 2 * arch.min_side + 1 if arch.min_side == 32 else arch.min_side
@@ -86,6 +87,8 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
         for how in ("centre", "mean"):
             found.append(_constant_stack(arch, name, how, flat, label, seed))
         found.append(_acs(arch, name, flat, label, seed))
+        volume = torch.rand(1, arch.channels, small, small + 4, small + 2, generator=generator, dtype=torch.float64)
+        found.append(_acs_whole(arch, name, volume, label, seed))
     return found
 
 
@@ -241,6 +244,35 @@ def _acs(arch: Architecture, name: str, image: Tensor, label: str, seed: int) ->
     )
 
 
+def _acs_whole(arch: Architecture, name: str, volume: Tensor, label: str, seed: int) -> Certificate:
+    flat, acs = _deep(arch, name, "acs", seed)
+    _, dense = _deep(arch, name, "centre", seed)
+    for path, original in flat.named_modules():
+        if isinstance(original, nn.Conv2d):
+            twin = dense.get_submodule(path)
+            assert isinstance(twin, nn.Conv3d)
+            twin.weight = nn.Parameter(_middle_planes(original.weight.detach(), original.groups))
+    worst, x, y = 0.0, volume, volume
+    with torch.no_grad():
+        for stage, _ in arch.stages:
+            x, y = arch.stage(dense, stage)(x), arch.stage(acs, stage)(y)
+            worst = max(worst, _relative(y, x))
+    return Certificate(
+        label, "the whole ACS network on a volume gives what 3D kernels, zero but for one middle plane, give", worst
+    )
+
+
+def _middle_planes(kernels: Tensor, groups: int) -> Tensor:
+    """Kernels ``[out, in, k, k]`` in cubes of zeros: a third each in the axial, coronal and sagittal middle plane."""
+    out, side = len(kernels), kernels.shape[-1]
+    cubes = kernels.new_zeros(*kernels.shape[:2], side, side, side)
+    units = torch.arange(out).reshape(groups if groups > 1 else out, -1)
+    for axis, rows in enumerate(units.tensor_split(3)):
+        here = rows.flatten()
+        cubes.select(2 + axis, side // 2)[here] = kernels[here]
+    return cubes
+
+
 def _planes(module: ACSConv3d, original: nn.Conv2d, x: Tensor, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """For each plane, what the ACS layer gave on some slices and what the 2D layer gives on them."""
     for axis, (outs, _, groups) in enumerate(module.parts()):
@@ -248,7 +280,7 @@ def _planes(module: ACSConv3d, original: nn.Conv2d, x: Tensor, output: Tensor) -
             continue
         mine = output[:, outs].movedim(2 + axis, 0)
         for i in {0, len(mine) // 2, len(mine) - 1}:
-            plane = x.movedim(2 + axis, 0)[i * module.stride]
+            plane = x.movedim(2 + axis, 0)[module.first + i * module.stride]
             wanted = F.conv2d(
                 plane, original.weight, original.bias, original.stride, original.padding, original.dilation,
                 original.groups,

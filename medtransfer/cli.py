@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_refine import compare, search
 from medtransfer.errors import MedTransferError
 
 _CHANGES = click.option(
@@ -239,19 +240,8 @@ def report(run: str, quiet: bool) -> None:
     click.echo(conclude(found, experiment).report)
 
 
-@cli.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
-@click.option("--out", default="comparison", show_default=True, help="Folder of compare.html and compare.json.")
-@_JSON
-@_verbose
-def compare(runs: tuple[str, ...], out: str, as_json: bool) -> None:
-    """Compare runs with the first of them, on the cases that all tested, paired by patient."""
-    from medtransfer.rivals import compare_runs, read_runs, write_comparison
-
-    predictions, thresholds = read_runs(runs)
-    found = compare_runs(predictions, thresholds=thresholds)
-    page = write_comparison(found, out)
-    click.echo(json.dumps(found.to_json() | {"report": str(page)}) if as_json else f"{found}\n\nreport  {page}")
+cli.add_command(search)
+cli.add_command(compare)
 
 
 @cli.command()

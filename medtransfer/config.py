@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
+from medtransfer.predictions import Task
 
 _MOST_BYTES, _MOST_NODES = 2**20, 100_000
 _COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
@@ -78,8 +79,12 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.model import load_model
     from medtransfer.prepare import Prepare
     from medtransfer.recipe import Recipe
+    from medtransfer.search import search
     from medtransfer.split import split_by_patient
+    from medtransfer.track import track
 
+    searched = ("trials", "minutes", "folds", "fold", "sizes", "backbones", "storage", "pruner", "watts")
+    rest = [k for k in inspect.signature(search).parameters if k not in searched]
     return {
         "cohort": keywords(getattr(Cohort, _COHORTS[cohort_key]), skip=("progress", "scan_store")),
         "split": keywords(split_by_patient, skip=("cohort",)),
@@ -89,6 +94,8 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
         "model": keywords(load_model),
         "recipe": Recipe,
         "evaluate": keywords(judge, skip=("run",)),
+        "search": keywords(search, skip=rest),
+        "track": keywords(track, skip=("out",)),
         "author": Author,
     }
 
@@ -103,6 +110,7 @@ class _Top(BaseModel):
     title: str = ""
     synthetic: bool = False
     seed: int = 0
+    task: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class Experiment:
         File name, for messages.
     top : settings
         ``out``, ``data`` (folder that relative paths of the cohort and of a weights file start from), ``title``,
-        ``synthetic``, ``seed``.
+        ``synthetic``, ``seed``, ``task`` (that of the cohort).
     settings : mapping of str to settings
         One entry a section, defaults filled in; ``recipe`` is None where it is left to the cohort's size.
 
@@ -172,10 +180,13 @@ class Experiment:
                 raise _unknown((key,), sorted(known), lines, name)
         top = _make(_Top, {k: v for k, v in values.items() if k in _Top.model_fields}, (), lines, name)
         settings: dict[str, Any] = {}
+        top_task = getattr(top, "task", None)
         for section, kind in kinds.items():
             given = values.get(section)
             if section == "augment" and isinstance(given, str):
                 given = {"modality": given}
+            if section == "cohort" and isinstance(given, dict) and top_task:
+                given = {"task": top_task} | given
             if section == "recipe" and given is None:
                 settings[section] = None
                 continue
@@ -216,6 +227,8 @@ class Experiment:
         if not private:
             for section, keys in _PATHS.items():
                 out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
+            for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
+                out[section] |= {key: "(private)"} if key in out[section] else {}
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )

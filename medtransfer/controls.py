@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.features import fit_logistic, frozen_features
+from medtransfer.features import frozen_features
+from medtransfer.linear import fit_linear
 from medtransfer.predictions import Predictions, concatenate
-from medtransfer.probes import coded, corners, geometry_features, header_features, start_features
+from medtransfer.probes import coded, corners, geometry_features, header_features, pooled, start_features
 
 if TYPE_CHECKING:
     from medtransfer.cohort import Cohort
@@ -60,10 +61,11 @@ def _fit(run: Run, features: NDArray[np.floating], seed: int) -> list[Prediction
     cohort, parts = run.cohort, []
     for number, fold in enumerate(run.split.folds):
         train = list(fold.train)
-        model = fit_logistic(
-            features[train], cohort.labels[train], cohort.patients[train], len(cohort.classes), seed=seed
-        )
-        parts.append(run.predictions(fold.test, model.probability(features[list(fold.test)]), number, "test"))
+        model = fit_linear(
+            features[train], cohort.references[train], cohort.patients[train], len(cohort.classes), task=cohort.task,
+            seed=seed,
+        )  # fmt: skip
+        parts.append(run.predictions(fold.test, model.says(features[list(fold.test)]), number, "test"))
     return parts
 
 
@@ -76,12 +78,9 @@ def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None
     if name == "geometry":
         return geometry_features(run.cohort, cache=run.prepared.cache)
     run.prepared.load(everyone)
-    if name == "histogram":
-        return np.stack([histogram(run.prepared.one(i)) for i in everyone])
-    if name == "border":
-        return np.stack([border(run.prepared.one(i)) for i in everyone])
-    if name == "corners":
-        return np.stack([corners(run.prepared.one(i)) for i in everyone])
+    looks = {"histogram": histogram, "border": border, "corners": corners}
+    if name in looks:
+        return np.stack([_over_images(looks[name], run.prepared.one(i), run.cohort.bags) for i in everyone])
     if name == "frozen":  # left out where the run itself is that
         return start_features(run) if (run.folder / "start.safetensors").is_file() else None
     from medtransfer.model import restart
@@ -90,7 +89,18 @@ def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None
     if str(description.weights.get("name", "")).startswith("random/"):
         return None  # the run itself is that
     untrained = restart(description, seed=seed)
-    return frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress)
+    return pooled(frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress))
+
+
+def _over_images(
+    look: Callable[[NDArray[np.float32]], NDArray[np.float64]], array: NDArray[np.float32], bags: int
+) -> NDArray[np.float64]:
+    """What a look gives, averaged over the images of a bag."""
+    if not bags:
+        return look(array)
+    there = ~np.isnan(array.reshape(*array.shape[:2], -1)[0, :, 0])
+    found: NDArray[np.float64] = np.mean([look(array[:, i]) for i in np.flatnonzero(there)], axis=0)
+    return found
 
 
 def histogram(array: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtransfer.errors import RunError
+from medtransfer.errors import ConfigError, RunError
 from medtransfer.metrics.recalibration import Calibrator, calibrate
 from medtransfer.metrics.threshold import Threshold, threshold_by_rule
 from medtransfer.run import write_json
@@ -17,39 +17,56 @@ if TYPE_CHECKING:
 FILE = "threshold.json"
 
 
-def decide(run: Run, rule: str | None, *, calibrator: bool = False) -> tuple[Threshold | None, Calibrator | None]:
+def decide(
+    run: Run, rule: str, *, calibrator: bool = False
+) -> tuple[Threshold | dict[str, Threshold] | None, Calibrator | None]:
     """Threshold and calibrator of a run: as stored, or fitted on validation predictions now and stored.
 
     Parameters
     ----------
     run : Run
-    rule : str or None
+    rule : str
         As :func:`medtransfer.metrics.threshold.threshold_by_rule` takes it. Another rule than before is fitted, on
-        validation again, and stored beside the first. None where no threshold is wanted (several classes).
+        validation again, and stored beside the first.
     calibrator : bool
         Whether one is wanted.
 
     Returns
     -------
-    (Threshold or None, Calibrator or None)
+    threshold : Threshold, dict of str to Threshold, or None
+        Of two classes; of each label; None where the most probable class is called, or numbers are predicted.
+    calibrator : Calibrator or None
+
+    Raises
+    ------
+    ConfigError
+        Where a calibrator is asked for and the task is not classification.
     """
+    task = run.cohort.task
+    if calibrator and task != "classification":
+        raise ConfigError("only classes can be recalibrated", where="evaluate.calibrate", got=task, fix="leave it out")
+    labels = run.cohort.classes if task == "multilabel" else ()
+    binary = task == "classification" and len(run.cohort.classes) == 2
+    name = rule.strip().lower().replace(" ", "") if binary or labels else None
     stored = _read(run.folder / FILE)
     thresholds = stored.setdefault("thresholds", {})
-    name = None if rule is None else rule.strip().lower().replace(" ", "")
     lacking = (name is not None and name not in thresholds) or (calibrator and not stored.get("calibrator"))
     if lacking:
         val = run.validation()
         if name is not None and name not in thresholds:
-            thresholds[name] = threshold_by_rule(name, val).to_json()
+            each = {label: threshold_by_rule(name, val.label(label)).to_json() for label in labels}
+            thresholds[name] = each or threshold_by_rule(name, val).to_json()
         if calibrator and not stored.get("calibrator"):
             stored["calibrator"] = calibrate(val).to_json()
     if lacking or (name is not None and stored.get("rule") != name):
         stored["rule"] = name
         write_json(run.folder / FILE, stored)
-    return (
-        None if name is None else Threshold.from_json(thresholds[name]),
-        Calibrator.from_json(stored["calibrator"]) if calibrator else None,
-    )
+    fitted = Calibrator.from_json(stored["calibrator"]) if calibrator else None
+    if name is None:
+        return None, fitted
+    if labels:
+        return {label: Threshold.from_json(thresholds[name][label]) for label in labels}, fitted
+    return Threshold.from_json(thresholds[name]), fitted
 
 
 def stored_rule(run: Run) -> str | None:

@@ -26,7 +26,7 @@ from medtransfer.metrics.calibration import intercept_in_the_large
 from medtransfer.metrics.recalibration import Calibrator, calibrate
 from medtransfer.metrics.threshold import Threshold
 from medtransfer.predict import probabilities
-from medtransfer.predictions import Predictions
+from medtransfer.predictions import BY_CLASS, Predictions
 
 if TYPE_CHECKING:
     from medtransfer.run import Run
@@ -58,15 +58,14 @@ class Elsewhere:
             **self.facts,
         }
 
-    def picture(self, case: str) -> NDArray[np.uint8] | None:
-        """The prepared image of a case by pseudonym; a volume's middle axial slice."""
+    def picture(self, case: str, at: int | None = None) -> NDArray[np.uint8] | None:
+        """The prepared image of a case by pseudonym; a volume's middle axial slice, or another."""
         where = {alias: i for i, alias in enumerate(self.cohort.aliases)}
-        if case not in where:
-            return None
-        array = self.prepared.one(where[case])
-        plane = array[:, array.shape[1] // 2] if array.ndim == 4 else array
-        shown = plane if plane.shape[0] == 3 and self.run.prepare.window_hu is None else plane[:1]
-        return (np.moveaxis(shown, 0, -1).squeeze() * 255).round().astype(np.uint8)
+        return self.run.shown(self.prepared.one(where[case]), at) if case in where else None
+
+    def heatmap(self, case: str, class_index: int) -> NDArray[np.float32] | None:
+        """No maps are made of external cases."""
+        return None
 
 
 def predict_external(run: Run, cohort: Cohort, *, accept: Sequence[Accept] = ()) -> Predictions:
@@ -93,7 +92,7 @@ def predict_external(run: Run, cohort: Cohort, *, accept: Sequence[Accept] = ())
     CohortError
         Where the cohort has a class that the run does not know.
     """
-    cohort = _in_classes(cohort, run.cohort.classes)
+    cohort = _in_classes(cohort, run.cohort)
     prepared = Prepared(cohort.cases, run.prepare, cache=Cache(), progress=run.progress)
     prepared.load(range(len(cohort)))
     _refuse_seen(run, cohort, prepared, accept)
@@ -105,12 +104,13 @@ def predict_external(run: Run, cohort: Cohort, *, accept: Sequence[Accept] = ())
     return Predictions(
         case=np.array(cohort.aliases, dtype=np.str_),
         patient=np.array([c.patient_alias for c in cohort], dtype=np.str_),
-        reference=cohort.labels,
+        reference=cohort.references,
         probability=np.asarray(np.mean(said, axis=0)),
         classes=run.cohort.classes,
         fold=np.zeros(len(cohort), dtype=np.int64),
         part="external",
         source=Elsewhere(run, cohort, prepared),
+        task=run.cohort.task,
     )
 
 
@@ -168,6 +168,8 @@ def recalibrated(found: Evaluation, share: float, *, subgroups: Sequence[str] = 
     if not 0 < share < 1:
         raise ConfigError("a share lies between 0 and 1", where="--recalibrate", got=share)
     p = found.predictions
+    if p.task != "classification":
+        raise ConfigError("only classes can be recalibrated", where="--recalibrate", got=p.task, fix="leave it out")
     chosen = _share(p, share, seed)
     local, rest = p.take(chosen), p.take(~chosen)
     calibrator = fit_locally(local)
@@ -204,16 +206,20 @@ def fit_locally(local: Predictions) -> Calibrator:
     return replace(whole, intercept={0: shift}, slope={0: 1.0})
 
 
-def decisions(run: Run, rule: str | None, *, calibrate: bool) -> tuple[Threshold | None, Calibrator | None]:
-    """A run's stored threshold and calibrator for the mean of its folds' models."""
-    two = len(run.cohort.classes) == 2
-    point, calibrator = decide(run, (rule or stored_rule(run) or "youden") if two else None, calibrator=calibrate)
+def decisions(
+    run: Run, rule: str | None, *, calibrate: bool
+) -> tuple[Threshold | dict[str, Threshold] | None, Calibrator | None]:
+    """A run's stored thresholds and calibrator for the mean of its folds' models."""
+    found, calibrator = decide(run, rule or stored_rule(run) or "youden", calibrator=calibrate)
     folds = len(run.split.folds)
     several = f", mean of {folds} folds" if folds > 1 else ""
-    if point is not None:
-        point = Threshold(
+
+    def mean(point: Threshold) -> Threshold:
+        return Threshold(
             point.rule + (several if point.cases else ""), {0: float(np.mean(list(point.by_fold.values())))}
         )
+
+    point = {k: mean(t) for k, t in found.items()} if isinstance(found, dict) else found and mean(found)
     if calibrator is not None:
         intercept, slope = (float(np.mean(list(v.values()))) for v in (calibrator.intercept, calibrator.slope))
         calibrator = Calibrator(calibrator.method, {0: intercept}, {0: slope})
@@ -222,7 +228,7 @@ def decisions(run: Run, rule: str | None, *, calibrate: bool) -> tuple[Threshold
 
 def _evaluated(
     found: Predictions,
-    point: Threshold | None,
+    point: Threshold | dict[str, Threshold] | None,
     calibrator: Calibrator | None,
     subgroups: Sequence[str],
     facts: dict[str, object] | None,
@@ -257,20 +263,31 @@ def _share(p: Predictions, share: float, seed: int) -> NDArray[np.bool_]:
     return np.asarray(taken[number])
 
 
-def _in_classes(cohort: Cohort, classes: tuple[str, ...]) -> Cohort:
-    """The cohort with its labels counted in the run's classes."""
-    if cohort.classes == classes or not cohort.classes:
-        return replace(cohort, classes=classes)
-    place = {name.casefold(): i for i, name in enumerate(classes)}
+def _in_classes(cohort: Cohort, known: Cohort) -> Cohort:
+    """The cohort with its references counted in the classes, labels or targets of the run's cohort."""
+    if not cohort.classes:
+        return replace(cohort, classes=known.classes, task=known.task)
+    if cohort.task != known.task:
+        raise CohortError(
+            f"the run speaks of {known.task}, the cohort of {cohort.task}",
+            where=cohort.name,
+            fix="task, label or target",
+        )
+    place = {name.casefold(): i for i, name in enumerate(known.classes)}
     unknown = [name for name in cohort.classes if name.casefold() not in place]
     if unknown:
         raise CohortError(
             "the external cohort has classes that the run does not know", where=cohort.name,
-            got=", ".join(unknown), fix=f"the run's classes are {', '.join(classes)}",
+            got=", ".join(unknown), fix=f"the run's are {', '.join(known.classes)}",
         )  # fmt: skip
     index = [place[name.casefold()] for name in cohort.classes]
-    cases = tuple(replace(c, label=None if c.label is None else index[c.label]) for c in cohort)
-    return replace(cohort, cases=cases, classes=classes)
+    if known.task in BY_CLASS:
+        cases = tuple(replace(c, label=None if c.label is None else index[c.label]) for c in cohort)
+    else:
+        values = np.full((len(cohort), len(known.classes)), np.nan)
+        values[:, index] = cohort.references
+        cases = tuple(replace(c, target=tuple(row)) for c, row in zip(cohort, values.tolist(), strict=True))
+    return replace(cohort, cases=cases, classes=known.classes)
 
 
 def _refuse_seen(run: Run, cohort: Cohort, prepared: Prepared, accept: Sequence[Accept]) -> None:

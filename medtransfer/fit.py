@@ -17,7 +17,7 @@ from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError
-from medtransfer.loop import Job
+from medtransfer.loop import Job, Watch
 from medtransfer.model import Model
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
@@ -45,6 +45,7 @@ def fit(
     nodes: int = 1,
     precision: Precision = "32-true",
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Run:
     """Fine-tune a model on the training part of each fold; the model passed in stays as it is.
 
@@ -67,6 +68,9 @@ def fit(
         what they are; each process computes its share.
     precision : {'32-true', 'bf16-mixed'}
         Of what learns; weights, frozen features and evaluation stay float32.
+    watch : function or None
+        Is given each entry of the log as it is written: a dict with fold, epoch, losses. What it raises ends the
+        call and leaves a run that can go on.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def fit(
     if complete:
         return run
     started = time.monotonic()
-    job = Job(team, run, model, recipe, augment, seed)
+    job = Job(team, run, model, recipe, augment, seed, watch)
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
     with torch.random.fork_rng(), stopping() as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
@@ -39,6 +40,8 @@ def judge(
     shuffled_labels: bool = True,
     learning_curve: bool = True,
     subgroups: tuple[str, ...] = ("sex", "age", "site", "manufacturer", "slice_spacing_mm"),
+    explain: bool = True,
+    robustness: bool = True,
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate a run on its test parts.
@@ -63,17 +66,22 @@ def judge(
         Work out how many cases would be enough, of at least 40 training cases: :func:`medtransfer.enough.how_many`.
     subgroups : tuple of str
         By what results are also given: see :func:`medtransfer.groups.groupings`.
+    explain : bool
+        Show where the evidence lay in the surest errors, and check that these maps depend on what was learned.
+    robustness : bool
+        Measure again on noisier, coarser, shifted images and other contrast (:mod:`medtransfer.robustness`).
     seed : int
-        Of the resampling and the controls.
+        Of the resampling, the controls and the changes.
     """
     from medtransfer.evaluate import evaluate
+    from medtransfer.report.explained import examine
+    from medtransfer.robustness import robustness as measure
 
-    binary = run.cohort.task == "classification" and len(run.cohort.classes) == 2
-    chosen, calibrator = decide(run, threshold if binary else None, calibrator=calibrate)
+    chosen, calibrator = decide(run, threshold, calibrator=calibrate)
     beside = control_predictions(run, controls, seed=seed)
     _describe(run, shuffled=shuffled_labels, curve=learning_curve, bootstrap=bootstrap, seed=seed)
     tested = [i for fold in run.split.folds for i in fold.test]
-    return evaluate(
+    found = evaluate(
         run.test(),
         threshold=chosen,
         calibrator=calibrator,
@@ -83,6 +91,15 @@ def judge(
         controls=beside,
         subgroups=groupings(run.cohort, tested, subgroups, cache=run.prepared.cache) or None,
     )
+    facts: dict[str, object] = {"explanation": None, "robustness": None}
+    checks = found.checks
+    if explain and run.model(0).description.task == "classification":
+        facts["explanation"], check = examine(run, found, seed=seed)
+        checks = [*checks, check]
+    if robustness:
+        facts["robustness"] = measure(run, bootstrap=bootstrap, seed=seed)
+    run.describe(facts)
+    return replace(found, checks=checks, record=run.record())
 
 
 def _describe(run: Run, *, shuffled: bool, curve: bool, bootstrap: int, seed: int) -> None:

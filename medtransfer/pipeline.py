@@ -19,6 +19,8 @@ from medtransfer.split import Split, split_by_patient
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
     from medtransfer.external import Accept
+    from medtransfer.model import Model
+    from medtransfer.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,35 @@ def make_split(experiment: Experiment, cohort: Cohort) -> Split:
     return split_by_patient(cohort, **experiment.arguments("split"))
 
 
-def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
-    """Everything short of training, checked: what ``--dry-run`` prints."""
+def make_model(experiment: Experiment, cohort: Cohort) -> Model:
+    """The model of a config; task and number of classes are the cohort's where the config does not say."""
     from medtransfer.model import load_model
+
+    asked = experiment.arguments("model")
+    told = experiment.settings["model"].model_fields_set
+    known = {"task": cohort.task, "classes": max(1, len(cohort.classes))}
+    return load_model(**(asked | {k: v for k, v in known.items() if k not in told}))
+
+
+def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
+    """The recipe of a config, or the one for n training cases and this head."""
     from medtransfer.recipe import Recipe
 
+    if experiment.settings["recipe"] is not None:
+        return experiment.settings["recipe"]  # type: ignore[no-any-return]
+    recipe = Recipe.for_size(n, dims=experiment.settings["prepare"].dims)
+    return recipe if model.linear else recipe.with_head()
+
+
+def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
+    """Everything short of training, checked: what ``--dry-run`` prints."""
     cohort = load_cohort(experiment, progress=progress)
     split = make_split(experiment, cohort)
-    model = load_model(**experiment.arguments("model"))
-    recipe = experiment.settings["recipe"] or Recipe.for_size(len(split.folds[0].train))
+    model = make_model(experiment, cohort)
+    recipe = make_recipe(experiment, model, len(split.folds[0].train))
     prepare = experiment.settings["prepare"]
-    shape = prepare(cohort.cases[0].read(), where=cohort.cases[0].alias).shape
+    first = cohort.cases[0].pieces()[0]
+    shape = prepare(first.read(), where=first.alias).shape
     return {
         "cohort": repr(cohort),
         "parts": {k: len(v) for k, v in split.parts().items()},
@@ -78,17 +98,17 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     """
     from medtransfer.audit import audit
     from medtransfer.fit import fit
-    from medtransfer.model import load_model
-    from medtransfer.recipe import Recipe
+    from medtransfer.track import track
 
     started = time.monotonic()
     out = Path(experiment.top.out)
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     split = make_split(experiment, cohort)
-    model = load_model(**experiment.arguments("model"))
+    model = make_model(experiment, cohort)
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
-    recipe = experiment.settings["recipe"] or Recipe.for_size(len(split.folds[0].train))
+    recipe = make_recipe(experiment, model, len(split.folds[0].train))
+    tracker = track(out, **experiment.arguments("track"))
     run = fit(
         model,
         cohort,
@@ -99,6 +119,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         augment=experiment.settings["augment"],
         seed=experiment.top.seed,
         progress=progress,
+        watch=tracker,
     )
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
@@ -114,7 +135,10 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
             "runtime_s": known.get("total_s") or round(time.monotonic() - started, 1),
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: Run, experiment: Experiment, *, started: float = math.nan) -> Result:
@@ -248,9 +272,10 @@ def gate(evaluation: Evaluation, at_least: float | None) -> None:
 
 
 def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool = True) -> str:
-    """CSV of class probabilities for new images, in the order given; folds are averaged.
+    """CSV of probabilities, or predicted values, for new images, in the order given; folds are averaged.
 
-    Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
+    A run on bags takes folders, each with the images of one case. Rows carry their number and a pseudonym, not the
+    file's name, which may be a patient's.
     """
     import csv
     import io
@@ -265,7 +290,9 @@ def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool =
 
     folder = Path(folder)
     state = read_state(folder)
-    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), Path(i)) for i in images]
+    several = bool(state["asked"].get("bag"))
+    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), _images(Path(i)) if several else Path(i))
+             for i in images]  # fmt: skip
     prepared = Prepared(cases, Prepare(**state["asked"]["prepare"]), progress=progress)
     checkpoints = sorted(folder.glob("fold-*/model.safetensors"))
     if state["status"] != "complete":
@@ -277,3 +304,8 @@ def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool =
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
         writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
     return text.getvalue()
+
+
+def _images(path: Path) -> tuple[Path, ...]:
+    """The images of a bag: the files of a folder, or the one file."""
+    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

@@ -41,8 +41,14 @@ def start_features(run: Run) -> NDArray[np.floating[Any]]:
             model = rebuild(model.description)
             model.load_state_dict(read_checkpoint(start)[0])
         everyone = range(len(run.cohort))
-        run.kept["start"] = frozen_features(model, run.prepared, everyone, device=run.device, progress=run.progress)
+        found = frozen_features(model, run.prepared, everyone, device=run.device, progress=run.progress)
+        run.kept["start"] = pooled(found)
     return run.kept["start"]
+
+
+def pooled(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One vector a case: the average where slices or images are otherwise weighed by attention."""
+    return np.nanmean(features, axis=1) if features.ndim == 3 else features
 
 
 def corners(array: NDArray[np.float32]) -> Floats:
@@ -109,6 +115,7 @@ def native_geometry(case: Case, cache: Cache | None = None) -> tuple[Floats, Flo
     >>> size.tolist(), spacing_mm.tolist()
     ([5.0, 7.0, nan], [nan, nan, nan])
     """
+    case = case.pieces()[0]
     shape: Sequence[float] = () if isinstance(case.image, np.ndarray) else getattr(case.image, "shape", ())
     if shape:
         return _three(shape[:3]), _three(getattr(case.image, "spacing_mm", None) or ())

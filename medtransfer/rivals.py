@@ -16,7 +16,7 @@ from medtransfer.metrics import classification, comparison
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, plain
 from medtransfer.metrics.names import LABELS
 from medtransfer.metrics.panel import SHARES
-from medtransfer.metrics.permutation import holm, paired_permutation
+from medtransfer.metrics.permutation import between_models, holm
 from medtransfer.metrics.threshold import Threshold
 from medtransfer.predictions import Predictions
 from medtransfer.run import write, write_json
@@ -158,13 +158,15 @@ def compare_runs(
         once[name], draws[name] = statistic(np.ones((1, len(base)))), resamples.apply(statistic)
     primary = next(iter(once[first]))
     others = [name for name in runs if name != first]
-    ps = [
-        paired_permutation(
-            base.reference, same[first].probability, same[name].probability, base.patient,
-            permutations=permutations, seed=seed,
-        )
+    classes = [1] if len(base.classes) == 2 else list(range(len(base.classes)))
+    truth = base.reference[:, None] == np.array(classes)
+    shown = truth.any(axis=0) & ~truth.all(axis=0)
+    scores = {name: p.probability[:, classes][:, shown] for name, p in same.items()}
+    tests = [
+        between_models(truth[:, shown], scores[name], scores[first], base.patient, permutations=permutations, seed=seed)
         for name in others
-    ]  # fmt: skip
+    ]
+    ps = [float("nan") if test.p is None else test.p for test in tests]
     tested = {name: (p, q) for name, p, q in zip(others, ps, holm(ps), strict=True) if not np.isnan(p)}
     found = []
     for name, predicted in runs.items():

@@ -13,7 +13,7 @@ from test_evaluate import predictions
 
 from medtransfer.errors import MetricError, RunError
 from medtransfer.evaluate import compare, evaluate, fixed
-from medtransfer.metrics.permutation import holm, paired_permutation
+from medtransfer.metrics.permutation import between_models, holm
 from medtransfer.report import write_report
 from medtransfer.rivals import compare_runs, page, read_runs, write_comparison
 
@@ -66,20 +66,22 @@ def test_permutation_p_agrees_with_scipy() -> None:
 
     theirs = permutation_test((rankdata(a), rankdata(b)), gap, permutation_type="samples", vectorized=False,
                               n_resamples=400, rng=0).pvalue  # fmt: skip
-    ours = paired_permutation(y, np.c_[-a, a], np.c_[-b, b], np.arange(60), permutations=4000)
+    ours = between_models(y == 1, a, b, np.arange(60), permutations=4000).p
     assert ours == pytest.approx(theirs, abs=0.07)
 
 
-def test_permutation_keeps_its_level_when_patients_have_several_cases() -> None:
-    """Two equally good models whose errors are shared by all cases of a patient."""
-    rejected = 0
-    for seed in range(150):
-        rng = np.random.default_rng(seed)
-        patient = np.repeat(np.arange(40), 4)
-        y = np.repeat(np.arange(40) % 2, 4)
-        a, b = (y + np.repeat(rng.normal(0, 1.2, 40), 4) + rng.normal(0, 0.2, 160) for _ in range(2))
-        rejected += paired_permutation(y, np.c_[-a, a], np.c_[-b, b], patient, permutations=199) <= 0.05
-    assert rejected <= 16  # 7.5 expected; the upper 99.8 % point of the binomial
+def test_several_classes_are_compared_by_the_mean_of_their_auroc() -> None:
+    base = predictions(2, n=300, classes=("x", "y", "z"))
+    noise = np.random.default_rng(0).dirichlet(np.ones(3), 300)
+    found = compare_runs({"a": base, "b": replace(base, probability=noise)}, bootstrap=100, permutations=200)
+    means = [
+        np.mean([roc_auc_score(base.reference == k, p[:, k]) for k in range(3)]) for p in (base.probability, noise)
+    ]
+    assert found.rivals[1].differences["macro_auroc"].value == pytest.approx(means[1] - means[0], abs=1e-12)
+    assert found.rivals[1].p == pytest.approx(1 / 201)
+    y = base.reference[:, None] == np.arange(3)
+    each = between_models(y, base.probability, noise, base.patient, permutations=20).value
+    assert each == pytest.approx(means[0] - means[1], abs=1e-12)
 
 
 def test_holm_by_hand() -> None:

@@ -42,7 +42,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_byte_identical_ends():
-    done = subprocess.run([sys.executable, HERE / "stress" / "kills.py", "--kills", "6"], env=environment(),
+    done = subprocess.run([sys.executable, HERE / "stress" / "kills.py", "--runs", "4"], env=environment(),
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "0 runs ended otherwise" in done.stdout

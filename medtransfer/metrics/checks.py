@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.metrics.intervals import Estimate
+from medtransfer.metrics.names import LABELS
 from medtransfer.metrics.threshold import Threshold
-from medtransfer.predictions import Predictions
+from medtransfer.predictions import BY_CLASS, Predictions
 
 IMAGE_FREE = (
     "metadata",
@@ -214,12 +215,27 @@ def calls_check(called: NDArray[np.bool_], rule: str) -> Check:
 
 
 def class_counts(test: Predictions) -> dict[str, dict[str, int]]:
-    """Cases and patients of each class."""
-    members = {name: test.reference == k for k, name in enumerate(test.classes)}
+    """Cases and patients of each class or label, or with a value of each target."""
+    if test.task in BY_CLASS:
+        members = {name: test.reference == k for k, name in enumerate(test.classes)}
+    elif test.task == "multilabel":
+        members = {name: test.reference[:, k] == 1 for k, name in enumerate(test.classes)}
+    else:
+        members = {name: ~np.isnan(test.reference[:, k]) for k, name in enumerate(test.classes)}
     return {
         name: {"cases": int(inside.sum()), "patients": len(np.unique(test.patient[inside]))}
         for name, inside in members.items()
     }
+
+
+def agreement_check(primary: Estimate, what: str) -> Check:
+    """Whether ordered classes or numbers are told better than by a model that always says the same."""
+    if primary.value is None:
+        return Check("Agreement", "serious", f"{what} is not defined: {primary.note}.")
+    if primary.low is not None and primary.low <= 0:
+        said = "the interval reaches 0, which one answer for all cases reaches too"
+        return Check("Agreement", "serious", f"{what} {primary}: {said}.")
+    return Check("Agreement", "ok", f"{what} {primary}: better than one answer for all cases.")
 
 
 def all_checks(
@@ -240,7 +256,10 @@ def all_checks(
         events_check({k: v["cases"] for k, v in counts.items()}, {k: v["patients"] for k, v in counts.items()})
     )
     found += further
-    found.append(discrimination_check(estimates[primary], len(np.unique(test.patient))))
+    if test.task in ("ordinal", "regression"):
+        found.append(agreement_check(estimates[primary], LABELS[primary]))
+    else:
+        found.append(discrimination_check(estimates[primary], len(np.unique(test.patient))))
     if threshold is not None:
         now = recalibrated or estimates
         found.append(

@@ -13,6 +13,8 @@ from medtransfer.errors import MetricError
 from medtransfer.metrics import calibration, classification, panel
 from medtransfer.metrics.checks import Check, Control
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval
+from medtransfer.metrics.ordinal import ranked_probability, weighted_kappa
+from medtransfer.metrics.regression import agreement
 from medtransfer.predictions import Predictions
 
 Floats = NDArray[np.float64]
@@ -55,7 +57,7 @@ def align(other: Predictions, to: Predictions, name: str) -> Predictions:
     MetricError
         Where classes or reference labels differ, or a case is missing.
     """
-    if other.classes != to.classes:
+    if other.classes != to.classes or other.task != to.task:
         raise MetricError(f"{name} speaks of other classes", got=", ".join(other.classes))
     by_fold = len(set(to.case.tolist())) < len(to)
     keys = [(int(f) if by_fold else 0, str(c)) for f, c in zip(other.fold, other.case, strict=True)]
@@ -69,16 +71,53 @@ def align(other: Predictions, to: Predictions, name: str) -> Predictions:
             fix="predict the same cases with both models",
         )
     same = other.take(np.array([place[key] for key in wanted], dtype=np.int64))
-    if not np.array_equal(same.reference, to.reference):
-        raise MetricError(
-            f"{name} has other reference labels", got=f"{(same.reference != to.reference).sum()} cases differ"
-        )
+    differ = ~np.isclose(same.reference, to.reference, equal_nan=True)
+    if differ.any():
+        raise MetricError(f"{name} has other reference labels", got=f"{differ.sum()} of {differ.size} differ")
     return same
 
 
+def primary(predictions: Predictions) -> str:
+    """Name of the headline: of all statistics the one that says most about a task; more is better."""
+    if predictions.task == "classification":
+        return "auroc" if len(predictions.classes) == 2 else "macro_auroc"
+    return {"multilabel": "macro_auroc", "ordinal": "kappa_quadratic", "regression": "r2"}[predictions.task]
+
+
 def headline(predictions: Predictions) -> panel.Statistic:
-    """AUROC (macro for several classes), average precision, Brier score and log loss as a statistic."""
+    """The statistics by which models are compared; the first is the headline of :func:`primary`.
+
+    AUROC (macro for several classes or labels), average precision, Brier score and log loss; weighted kappa and
+    ranked probability score for ordered classes; R² and mean absolute error for numbers.
+    """
     reference, probability = predictions.reference, predictions.probability
+    if predictions.task == "regression":
+        known = ~np.isnan(reference)
+        each = [agreement(reference[k, t], probability[k, t]) for t, k in enumerate(known.T)]
+
+        def numbers(w: Floats) -> dict[str, Floats]:
+            found = [one(w[:, k]) for one, k in zip(each, known.T, strict=True)]
+            return {name: panel.mean_of_defined([f[name] for f in found]) for name in ("r2", "mae")}
+
+        return numbers
+    if predictions.task == "ordinal":
+        y, called = reference.astype(np.int64), probability.argmax(axis=1)
+        return lambda w: {
+            "kappa_quadratic": weighted_kappa(classification.confusion(y, called, probability.shape[1], w), 2),
+            "rps": ranked_probability(y, probability, w)["rps"],
+        }
+    if predictions.task == "multilabel":
+        known = ~np.isnan(reference)
+
+        def labels(w: Floats) -> dict[str, Floats]:
+            parts = [(reference[k, t] == 1, probability[k, t], w[:, k]) for t, k in enumerate(known.T)]
+            return {
+                "macro_auroc": panel.mean_of_defined([classification.auroc(*p) for p in parts]),
+                "macro_average_precision": panel.mean_of_defined([classification.average_precision(*p) for p in parts]),
+                "brier": panel.mean_of_defined([calibration.brier(*p) for p in parts]),
+            }
+
+        return labels
     if len(predictions.classes) == 2:
         y, p = reference == 1, predictions.positive
         return lambda w: {
@@ -87,19 +126,14 @@ def headline(predictions: Predictions) -> panel.Statistic:
             "brier": calibration.brier(y, p, w),
             "log_loss": calibration.log_loss(y, p, w),
         }
-
-    def statistic(w: Floats) -> dict[str, Floats]:
-        each = np.stack(
-            [classification.auroc(reference == k, probability[:, k], w) for k in range(probability.shape[1])]
-        )
-        there = np.isfinite(each).sum(axis=0)
-        return {
-            "macro_auroc": np.where(there > 0, np.nansum(each, axis=0) / np.maximum(there, 1), np.nan),
-            "brier": calibration.brier(reference, probability, w),
-            "log_loss": calibration.log_loss(reference, probability, w),
-        }
-
-    return statistic
+    areas = range(probability.shape[1])
+    return lambda w: {
+        "macro_auroc": panel.mean_of_defined(
+            [classification.auroc(reference == k, probability[:, k], w) for k in areas]
+        ),
+        "brier": calibration.brier(reference, probability, w),
+        "log_loss": calibration.log_loss(reference, probability, w),
+    }
 
 
 def difference(a: Predictions, b: Predictions, resamples: ClusterBootstrap) -> dict[str, Estimate]:
@@ -119,7 +153,7 @@ def difference(a: Predictions, b: Predictions, resamples: ClusterBootstrap) -> d
 def control(name: str, other: Predictions, model: Predictions, resamples: ClusterBootstrap) -> Control:
     """A control model on the same cases."""
     other = align(other, model, f"the control '{name}'")
-    main = "auroc" if len(model.classes) == 2 else "macro_auroc"
+    main = primary(model)
     gain = difference(model, other, resamples)[main]
     of_control = headline(other)
     units = panel.rarer(model.reference == 1, resamples.patient) if main == "auroc" else 0
@@ -145,9 +179,9 @@ def subgroups(
         before = len(spread)
         for level in levels:
             inside = labels == level
-            kinds = np.bincount(test.reference[inside], minlength=len(test.classes))
-            cases = int(inside.sum())
-            events = int(kinds[1] if two else cases - kinds.max())
+            kinds = np.bincount(test.reference[inside].astype(np.int64), minlength=len(test.classes))
+            cases, most = len(set(test.case[inside].tolist())), test.reference == (1 if two else kinds.argmax())
+            events = len(set(test.case[inside & (most if two else ~most)].tolist()))
             if min(events, cases - events) < SUPPRESSED_BELOW:
                 hidden = Estimate(None, note=f"suppressed: fewer than {SUPPRESSED_BELOW} cases of a kind")
                 found.append(Subgroup(grouping, level, cases, events, *[hidden] * 5))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn import metrics as oracle
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from medtransfer.metrics import calibration as c
 from medtransfer.metrics import decision
+from medtransfer.metrics.recalibration import calibrate
+from medtransfer.predictions import Predictions
 
 
 def data(seed: int, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +83,29 @@ def test_net_benefit_of_a_worked_example() -> None:
     assert everyone[0] == pytest.approx(0.3 - 0.7 * 0.25)
     # true negatives 100 of 200, less the 10 missed weighed by 4: 0.5 - 0.05 * 4 = 30 per 100
     assert decision.interventions_avoided(np.array([0.2]), everyone, [0.2])[0] == pytest.approx(30.0)
+
+
+def _validation(n: int, curve: object, seed: int = 0) -> Predictions:
+    rng = np.random.default_rng(seed)
+    p, ids = rng.uniform(0.01, 0.99, n), np.array([f"{seed}-{i}" for i in range(n)])
+    y = (rng.random(n) < curve(p)).astype(np.int64)
+    return Predictions(ids, ids, y, np.c_[1 - p, p], ("no", "yes"), np.zeros(n, dtype=np.int64), "val")
+
+
+def test_isotonic_is_scikit_learns_and_mends_what_a_line_cannot() -> None:
+    val, new = (_validation(3000, lambda p: np.where(p < 0.5, 0.2, 0.7), seed) for seed in (0, 1))
+    isotonic, platt = calibrate(val, "isotonic"), calibrate(val, "platt")
+    again = IsotonicRegression(y_min=1 / 3002, y_max=1 - 1 / 3002, out_of_bounds="clip")
+    expected = again.fit(val.positive, val.reference).predict(new.positive)
+    np.testing.assert_allclose(isotonic.apply(new).positive, expected, atol=1e-12)
+    y = new.reference
+    assert c.brier(y, isotonic.apply(new).positive) < c.brier(y, platt.apply(new).positive) - 0.005
+    assert isotonic.apply(new).positive.min() > 0
+
+
+def test_isotonic_is_chosen_from_a_thousand_patients() -> None:
+    assert calibrate(_validation(999, lambda p: p)).method == "platt"
+    assert calibrate(_validation(1000, lambda p: p)).method == "isotonic"
+    few = _validation(2000, lambda p: p)
+    repeated = replace(few, patient=np.array([f"p{i // 4}" for i in range(2000)]))
+    assert calibrate(repeated).method == "platt"
