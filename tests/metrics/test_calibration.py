@@ -109,3 +109,15 @@ def test_isotonic_is_chosen_from_a_thousand_patients() -> None:
     few = _validation(2000, lambda p: p)
     repeated = replace(few, patient=np.array([f"p{i // 4}" for i in range(2000)]))
     assert calibrate(repeated).method == "platt"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_agrees_with_statsmodels(seed: int) -> None:
+    api = pytest.importorskip("statsmodels.api", reason="the oracle statsmodels is not installed")
+    y, p = data(seed)
+    x = np.log(p / (1 - p))
+    family = api.families.Binomial()
+    line = api.GLM(y.astype(float), api.add_constant(x), family=family).fit(tol=1e-12).params
+    np.testing.assert_allclose(c.recalibration_line(y, p), line, atol=1e-7)
+    shift = api.GLM(y.astype(float), np.ones((len(y), 1)), family=family, offset=x).fit(tol=1e-12).params
+    assert float(c.intercept_in_the_large(y, p)) == pytest.approx(float(shift[0]), abs=1e-7)
