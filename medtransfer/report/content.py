@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from medtransfer.metrics.decision import interventions_avoided, treat_all
 from medtransfer.metrics.intervals import Estimate
-from medtransfer.report import drawings, extras, figures, tables, task_figures
+from medtransfer.report import drawings, explained, extras, figures, tables, task_figures
 from medtransfer.report.checklist import FIELDS, FIRST, checklist
 from medtransfer.report.sections import sections
 from medtransfer.report.words import Words
@@ -41,7 +41,10 @@ def content(result: Evaluation, w: Words, *, drawn: bool = True) -> dict[str, An
     task = tables.task_of(result)
     binary = task == "classification" and result.threshold is not None
     author = {k: str(v) for k, v in _mapping(record.get("author")).items() if v}
-    shown = tables.gallery(result, w) if drawn else []
+    by_class = task in ("classification", "ordinal")
+    evidence = explained.content(result, w) if drawn and by_class else {}
+    shown = tables.gallery(result, w) if drawn and not by_class else []
+    pictured = [s.case for s in shown] or [x["shown"].case for x in evidence.get("errors", [])]
     view: dict[str, Any] = {
         "result": result,
         "w": w,
@@ -72,7 +75,8 @@ def content(result: Evaluation, w: Words, *, drawn: bool = True) -> dict[str, An
         "thresholds": _thresholds(result, w),
         "natural": natural(result) if binary else None,
         "errors": shown,
-        "cases": tables.cases(result, shown, w) if drawn else None,
+        "explained": evidence,
+        "cases": tables.cases(result, pictured, w) if drawn else None,
         "per_label": tables.per_label(result),
         "targets": tables.targets(result, w) if drawn and task == "regression" else [],
         "uncertainty": extras.uncertainty(result),

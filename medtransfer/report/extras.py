@@ -3,11 +3,14 @@
 Each is a plain dict, so that whoever computes it needs to know nothing of the report. Where an interval
 belongs, an :class:`~medtransfer.metrics.intervals.Estimate` or its ``to_json()`` stands; shares are 0 to 1.
 
-``result.uncertainty`` or ``result.record["uncertainty"]``::
+``result.uncertainty`` or ``result.record["uncertainty"]``, as
+:meth:`medtransfer.metrics.uncertainty.Uncertainty.to_json` gives it::
 
-    {"risk_coverage": {"coverage": [g], "risk": [g], "low": [g], "high": [g]},       # low, high may be absent
-     "conformal": [{"level": .9, "coverage": Estimate, "size": 1.2, "single": .8, "empty": .01}, ...],
-     "deferral": [{"deferred": .1, "kept": 90, "sensitivity": Estimate, "specificity": Estimate, ...}, ...]}
+    {"risk_coverage": {"x": [g], "y": [g], "low": [g], "high": [g]},     # share kept, error; low, high may be absent
+     "deferral": [{"coverage": .9, "error": Estimate, "sensitivity": Estimate, ...}, ...],
+     "coverage": .9,                                                     # what the sets or intervals promise
+     "rows": {"": {"set_coverage": Estimate, "set_size": Estimate, "set_single": ..., "set_empty": ...},
+              "a class": {"set_coverage": Estimate}, ...}}               # or interval_coverage, interval_width
 
 ``result.record["learning_curve"]``::
 
@@ -42,6 +45,7 @@ from medtransfer.report.words import Words
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
 
+SETS = ("set_coverage", "set_size", "set_single", "set_empty", "interval_coverage", "interval_width")
 SEGMENTATION = ("dice", "dice_pooled", "nsd", "hd95_mm", "volume_bias_ml")
 
 
@@ -64,15 +68,21 @@ def found(result: Evaluation, name: str) -> dict[str, Any]:
 def uncertainty(result: Evaluation) -> dict[str, Any] | None:
     """Risk–coverage curve, conformal sets and deferral, with estimates as such."""
     raw = found(result, "uncertainty")
-    if not raw:
-        return None
-    deferral = [dict(r) for r in raw.get("deferral") or []]
-    measures = [k for k in (deferral[0] if deferral else {}) if k not in ("deferred", "kept")]
-    for row in deferral:
-        row |= {k: estimate(row.get(k)) for k in measures}
-    conformal = [dict(r) | {"coverage": estimate(r.get("coverage"))} for r in raw.get("conformal") or []]
+    sets = [(name, {k: estimate(v) for k, v in row.items()}) for name, row in (raw.get("rows") or {}).items()]
+    deferral = [
+        (r["coverage"], {k: estimate(v) for k, v in r.items() if k != "coverage"}) for r in raw.get("deferral") or []
+    ]
     curve = raw.get("risk_coverage") or None
-    return {"curve": curve, "conformal": conformal, "deferral": deferral, "measures": measures}
+    if not (sets or deferral or curve):
+        return None
+    return {
+        "curve": curve,
+        "sets": sets,
+        "set_measures": [k for k in SETS if any(k in row for _, row in sets)],
+        "level": raw.get("coverage"),
+        "deferral": deferral,
+        "measures": list(deferral[0][1]) if deferral else [],
+    }
 
 
 def enough(result: Evaluation) -> dict[str, Any] | None:
@@ -111,7 +121,7 @@ def coverage_figure(curve: Mapping[str, Any], w: Words) -> str:
     """Error among the cases that are kept, as the least certain are left to a reader."""
 
     def plot(ax: Any) -> None:
-        x, y = np.asarray(curve["coverage"], float), np.asarray(curve["risk"], float)
+        x, y = np.asarray(curve["x"], float), np.asarray(curve["y"], float)
         ax.plot(x, y, color=MODEL)
         if curve.get("low") is not None:
             low, high = (np.asarray(curve[k], float) for k in ("low", "high"))

@@ -79,8 +79,8 @@ def called_labels(result: Evaluation) -> NDArray[np.bool_]:
     return called.astype(bool) if called.shape == p.shape else np.asarray(p >= 0.5)
 
 
-def cases(result: Evaluation, gallery: list[Shown], w: Words) -> Cases:
-    """All test cases, the worst first, up to ``MOST_CASES``."""
+def cases(result: Evaluation, pictured: list[str], w: Words) -> Cases:
+    """All test cases, the worst first, up to ``MOST_CASES``; those ``pictured`` in the gallery link to it."""
     columns, body, wrong, miss = {"regression": _numbers, "multilabel": _labels}.get(task_of(result), _classes)(
         result, w
     )
@@ -88,7 +88,7 @@ def cases(result: Evaluation, gallery: list[Shown], w: Words) -> Cases:
     first = [Column(w.plain("cases.case"), "text"), Column(w.plain("cases.patient"), "text")]
     first += [Column(w.plain("cases.fold"))] if several else []
     order = np.argsort(-miss, kind="stable")[:MOST_CASES]
-    links = {shown.case: f"error-{i}" for i, shown in reversed(list(enumerate(gallery, start=1)))}
+    links = {case: f"error-{i}" for i, case in reversed(list(enumerate(pictured, start=1)))}
     rows = []
     for i in order:
         head = [str(p.case[i]), str(p.patient[i])] + ([str(int(p.fold[i]))] if several else [])
@@ -161,7 +161,7 @@ def units_of(result: Evaluation) -> dict[str, str]:
 
 
 def gallery(result: Evaluation, w: Words) -> list[Shown]:
-    """The surest errors with their pictures, at most 18."""
+    """The surest errors of a task without classes, with their pictures, at most 12."""
     task, p, found = task_of(result), result.predictions, []
     if task == "regression":
         reference, said = (np.asarray(x, dtype=np.float64).reshape(len(p), -1) for x in (p.reference, p.probability))
@@ -179,11 +179,6 @@ def gallery(result: Evaluation, w: Words) -> list[Shown]:
                 key = "errors.label_called" if called_[i, k] else "errors.label_missed"
                 sure = f"p = {p.probability[i, k]:.3f}"
                 found.append((str(p.case[i]), w.plain(key, name=p.classes[k]), "", sure))
-    else:
-        of = f"p({p.classes[1]})" if len(p.classes) == 2 else "p"
-        for m in result.most_confident_errors(6 if len(p.classes) < 4 else 3)[:18]:
-            truth = ", " + w.plain("errors.truth", name=m.reference)
-            found.append((m.case, w.plain("errors.called", name=m.called), truth, f"{of} = {m.probability:.3f}"))
     return [Shown(*entry, _picture(result, entry[0])) for entry in found]
 
 

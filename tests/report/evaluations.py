@@ -83,14 +83,14 @@ def between(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-SETS = {"level": 0.9, "coverage": between(0.91, 0.86, 0.95), "size": 1.2, "single": 0.8, "empty": 0.0}
+SETS = {"set_coverage": between(0.91, 0.86, 0.95), "set_size": between(1.2, 1.1, 1.3)}
 DEFERRAL = [
-    {"deferred": 0.0, "kept": 200, "sensitivity": 0.8, "specificity": between(0.85, 0.8, 0.9)},
-    {"deferred": 0.2, "kept": 160, "sensitivity": 0.9, "specificity": between(0.92, 0.86, 0.96)},
+    {"coverage": 1.0, "error": between(0.2, 0.1, 0.3), "sensitivity": between(0.8, 0.7, 0.9)},
+    {"coverage": 0.8, "error": between(0.1, 0.0, 0.2), "sensitivity": between(0.9, 0.8, 1.0)},
 ]
 COVERAGE = {
-    "coverage": [0.2, 0.4, 0.6, 0.8, 1.0],
-    "risk": [0.02, 0.04, 0.08, 0.11, 0.16],
+    "x": [0.2, 0.4, 0.6, 0.8, 1.0],
+    "y": [0.02, 0.04, 0.08, 0.11, 0.16],
     "low": [0.0, 0.01, 0.05, 0.08, 0.12],
     "high": [0.06, 0.08, 0.12, 0.15, 0.2],
 }
@@ -102,7 +102,12 @@ CURVE = {
 }
 STRUCTURE = {"name": "anterior", "cases": 5, "missed": 1, "false_positive": 0, "dice": between(0.7, 0.5, 0.9)}
 EXTRAS: dict[str, object] = {
-    "uncertainty": {"risk_coverage": COVERAGE, "conformal": [SETS], "deferral": DEFERRAL},
+    "uncertainty": {
+        "risk_coverage": COVERAGE,
+        "deferral": DEFERRAL,
+        "coverage": 0.9,
+        "rows": {"": SETS, "yes": {"set_coverage": between(0.89, 0.8, 0.95)}},
+    },
     "learning_curve": {
         "measure": "auroc",
         "points": [
