@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
 
 SETS = ("set_coverage", "set_size", "set_single", "set_empty", "interval_coverage", "interval_width")
-SEGMENTATION = ("dice", "dice_pooled", "nsd", "hd95_mm", "volume_bias_ml")
 
 
 def estimate(value: object) -> Estimate | None:
@@ -103,7 +102,7 @@ def segmentation(result: Evaluation) -> dict[str, Any] | None:
     structures = [dict(r) for r in raw.get("structures") or []]
     if not structures:
         return None
-    measures = [k for k in SEGMENTATION if any(r.get(k) is not None for r in structures)]
+    measures = [k for k in structures[0] if k not in ("name", "cases", "missed", "false_positive")]
     for row in structures:
         row |= {k: estimate(row.get(k)) for k in measures}
     cases = [dict(c) for c in raw.get("cases") or []]

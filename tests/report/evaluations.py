@@ -1,4 +1,4 @@
-"""Evaluations of every task, put together from the statistics, for the report's tests."""
+"""Evaluations of every task, for the report's tests."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from medtransfer.evaluate import Evaluation, evaluate
-from medtransfer.metrics.checks import Check
-from medtransfer.metrics.intervals import ClusterBootstrap, Estimate
-from medtransfer.metrics.multilabel import multilabel
-from medtransfer.metrics.ordinal import ordinal
-from medtransfer.metrics.panel import Panel
-from medtransfer.metrics.regression import regression
 from medtransfer.predictions import Predictions, Task
-
-Rows = list[dict[str, Estimate]]
 
 
 def predictions(task: Task, classes: tuple[str, ...], n: int = 200, seed: int = 0) -> Predictions:
@@ -42,40 +34,8 @@ def predictions(task: Task, classes: tuple[str, ...], n: int = 200, seed: int = 
 
 def result(task: Task, classes: tuple[str, ...], record: dict[str, object] | None = None, n: int = 200) -> Evaluation:
     """An evaluation of a task as the statistics give it."""
-    p = predictions(task, classes, n)
-    if task == "classification":
-        found = evaluate(p, threshold=0.5 if len(classes) == 2 else None, bootstrap=100)
-        return replace(found, record=record or {})
-    draws = ClusterBootstrap.draw(p.patient, resamples=100)
-    of: tuple[Panel, Rows]
-    table = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    if task == "multilabel":
-        of, primary = multilabel(p.reference, p.probability, draws), "macro_auroc"
-    elif task == "regression":
-        of, primary = regression(p.reference, p.probability, draws), "mae"
-    else:
-        of, primary = ordinal(p.reference, p.probability, draws), "kappa_quadratic"
-        np.add.at(table, (p.reference, p.probability.argmax(axis=1)), 1)
-    panel, rows = of
-    return Evaluation(
-        predictions=p,
-        threshold=None,
-        calibrator=None,
-        primary=primary,
-        estimates=panel.estimates,
-        recalibrated={},
-        per_class=dict(zip(classes, rows, strict=True)) if len(rows) == len(classes) else {},
-        table=table,
-        curves=panel.curves,
-        controls=[],
-        subgroups=[],
-        prevalences=[],
-        checks=[Check("Leakage", "unknown", "No audit of the split was recorded.")],
-        counts={"cases": n, "patients": (n + 1) // 2, "unknown": 0, "folds": 1},
-        bootstrap=100,
-        seed=0,
-        record=record or {},
-    )
+    fixed = 0.5 if task == "classification" and len(classes) == 2 else None
+    return replace(evaluate(predictions(task, classes, n), threshold=fixed, bootstrap=100), record=record or {})
 
 
 def between(value: float, low: float, high: float) -> dict[str, float]:

@@ -19,6 +19,7 @@ from medtransfer.config import Author
 from medtransfer.errors import MissingPackage
 from medtransfer.evaluate import calibrate, evaluate, youden
 from medtransfer.metrics.intervals import Estimate
+from medtransfer.predictions import Task
 from medtransfer.report.chai import NAMESPACE, model_card_xml
 from medtransfer.report.checklist import FIELDS, ITEMS, LISTS, checklist, numbers
 from medtransfer.report.extras import estimate
@@ -113,7 +114,9 @@ def test_metrics_json_follows_its_schema() -> None:
     )  # fmt: skip
     four = result("classification", ("a", "b", "c", "d"))
     undefined = evaluate(p.take(p.reference == 1), bootstrap=100)
-    for found in (full, four, undefined):
+    names: list[Task] = ["multilabel", "ordinal", "regression"]
+    others = [result(task, ("one", "two", "three")) for task in names]
+    for found in (full, four, *others, undefined):
         content = json.loads(metrics_json(found), parse_constant=lambda name: pytest.fail(name))
         valid(content, schema, schema)
         try:
@@ -188,7 +191,7 @@ def test_optional_sections_show_themselves_only_where_they_were_computed() -> No
     assert not [n for n in names if f'<section id="{n}"' in without]
     having = page(replace(result("classification", ("no", "yes")), record=EXTRAS), Words())
     assert [n for n in names if f'<section id="{n}"' in having] == list(names)
-    assert "0.910 (0.860–0.950)" in having
+    assert '0.910 <span class="whole">(0.860–0.950)</span>' in having
     assert estimate(0.5) == Estimate(0.5)
     assert estimate({"value": None, "note": "too few"}) == Estimate(None, note="too few")
 
