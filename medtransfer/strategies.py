@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 from medtransfer.metrics.comparison import align, headline
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, plain
 from medtransfer.metrics.names import LABELS
+from medtransfer.metrics.permutation import holm as adjust
 from medtransfer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Strategies:
     Parameters
     ----------
     metric : str
-        The headline estimate, by the names of :data:`medtransfer.metrics.names.LABELS`.
+        The headline estimate, by the names of :data:`medtransfer.metrics.names.LABELS`; larger is better.
     rows : tuple of Row
     predictions : mapping of str to Predictions
         The pooled test parts of each strategy.
@@ -69,17 +70,11 @@ class Strategies:
         ways = [r for r in self.rows if r.gain is not None and r.name != METADATA and r.gain.value is not None]
         if not ways:
             return "transfer cannot be judged: the difference is not defined"
-        best = max(ways, key=lambda r: _of(r.gain) if self.larger else -_of(r.gain))
+        best = max(ways, key=lambda r: _of(r.gain))
         words = f"{best.name} {best.gain} against scratch, p (Holm) = {_p(best.p_holm)}"
-        better = _of(best.gain) > 0 if self.larger else _of(best.gain) < 0
-        if not better or best.p_holm is None or best.p_holm >= 0.05:
+        if _of(best.gain) <= 0 or best.p_holm is None or best.p_holm >= 0.05:
             return f"transfer cannot be shown to help here: the best of it, {words}"
         return f"transfer helped here: {words}"
-
-    @property
-    def larger(self) -> bool:
-        """Whether a larger headline estimate is the better one."""
-        return self.metric in ("auroc", "macro_auroc", "average_precision", "r2", "kappa", "concordance")
 
     def to_record(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -224,21 +219,6 @@ def two_sided(draws: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         return 1.0
     fewer = min((known <= 0).sum(), (known >= 0).sum())
     return float(min(1.0, 2 * (1 + fewer) / (len(known) + 1)))
-
-
-def adjust(ps: Sequence[float]) -> list[float]:
-    """Holm's adjustment of p values for several comparisons.
-
-    Examples
-    --------
-    >>> [round(p, 3) for p in adjust([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    order, found, highest = np.argsort(ps), [1.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, ps[i] * (len(ps) - rank)))
-        found[int(i)] = highest
-    return found
 
 
 def _of(estimate: Estimate | None) -> float:
