@@ -154,13 +154,14 @@ def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
 def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Train, evaluate on held-out patients and write the report: the main job."""
     from medtransfer.config import Experiment
+    from medtransfer.dryrun import as_text
     from medtransfer.pipeline import plan
     from medtransfer.pipeline import train as run_training
 
     experiment = Experiment.from_file(config, changes=changes)
     if dry_run:
         planned = plan(experiment, progress=not quiet)
-        click.echo(json.dumps(planned) if as_json else "\n".join(f"{k:<9} {v}" for k, v in planned.items()))
+        click.echo(json.dumps(planned) if as_json else as_text(planned))
         return
     _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
 

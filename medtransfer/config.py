@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
 from medtransfer.predictions import Task
@@ -111,6 +111,12 @@ class _Top(BaseModel):
     synthetic: bool = False
     seed: int = 0
     task: Task | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1)] = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ class Experiment:
         File name, for messages.
     top : settings
         ``out``, ``data`` (folder that relative paths of the cohort and of a weights file start from), ``title``,
-        ``synthetic``, ``seed``, ``task`` (that of the cohort).
+        ``synthetic``, ``seed``, ``task`` (that of the cohort), and where and how it is computed: ``workers``,
+        ``accelerator``, ``devices``, ``nodes``, ``strategy``, ``precision`` as for :func:`medtransfer.fit`.
     settings : mapping of str to settings
         One entry a section, defaults filled in; ``recipe`` is None where it is left to the cohort's size.
 

@@ -46,6 +46,7 @@ class Job:
     augment: Augment
     seed: int
     watch: Watch | None = None
+    scaled: bool = False
     _boundaries: dict[int, Boundary] = field(default_factory=dict, repr=False)
 
     def fit_fold(self, number: int, fold: Fold, stop: Stop) -> None:
@@ -158,6 +159,7 @@ class _Training:
         self.job, self.team, self.recipe, self.fold, self.stop = job, job.team, job.recipe, fold, stop
         self.number, self.folder = number, job.run.folder / f"fold-{number}"
         self.device = job.team.fabric.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=job.scaled)
         cohort, train = job.run.cohort, list(fold.train)
         self.task, classes = cohort.task, len(cohort.classes)
         exact = torch.int64 if self.task in BY_CLASS else torch.float32
@@ -192,6 +194,8 @@ class _Training:
             unit="epoch",
             disable=None if self.job.run.progress else True,
         )
+        if state.scale:
+            self.scaler.load_state_dict(state.scale)
         self.stop.listening = True
         with bar:
             while state.go_on():
@@ -200,6 +204,7 @@ class _Training:
                 state.history.append(entry)
                 if self.team.first:
                     state.next_epoch(entry["val_loss"])
+                    state.scale = self.scaler.state_dict()
                     state.save()
                     state.tidy()
                     facts = {"seconds": round(time.monotonic() - started, 3), "learning_rate": self._rate(state)}
@@ -259,6 +264,7 @@ class _Training:
         if not self.team.sum(float(self.stop.is_set())):
             return
         if self.team.first:
+            state.scale = self.scaler.state_dict()
             state.save()
         self.team.wait()
         raise Interrupted(
@@ -279,12 +285,14 @@ class _Training:
         for part in np.array_split(share, math.ceil(len(share) / recipe.batch_size)) if len(share) else []:
             loss = self._loss(state, boundary, part, view, generator)
             self._check(loss, part, state)
-            self.team.fabric.backward(loss.sum() / len(batch))
+            self.scaler.scale(loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach().sum())
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.team.sum_gradients(parameters)
+        self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
+        self.scaler.step(optimizer)  # left out where a scaled gradient is not finite
+        self.scaler.update()
         state.follow()
         state.loss_sum += self.team.sum(total)
         state.step += 1

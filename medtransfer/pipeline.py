@@ -69,6 +69,9 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints."""
+    from medtransfer.dryrun import cache_sizes
+    from medtransfer.reasons import reasons
+
     cohort = load_cohort(experiment, progress=progress)
     split = make_split(experiment, cohort)
     model = make_model(experiment, cohort)
@@ -84,6 +87,8 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
+        "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
         "out": experiment.top.out,
     }
 
@@ -118,6 +123,12 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         out=out,
         augment=experiment.settings["augment"],
         seed=experiment.top.seed,
+        accelerator=experiment.top.accelerator,
+        devices=experiment.top.devices,
+        nodes=experiment.top.nodes,
+        strategy=experiment.top.strategy,
+        precision=experiment.top.precision,
+        workers=experiment.top.workers,
         progress=progress,
         watch=tracker,
     )

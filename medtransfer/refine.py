@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtransfer.config import Experiment
-from medtransfer.pipeline import load_cohort, make_split
+from medtransfer.pipeline import load_cohort, make_model, make_split
 from medtransfer.run import make_folder, write_json
 
 if TYPE_CHECKING:
@@ -28,14 +28,13 @@ def search_config(
 
     Without a storage the trials stand in ``search.log`` beside the run, from which a stopped search goes on.
     """
-    from medtransfer.model import load_model
     from medtransfer.search import search
 
     out = Path(experiment.top.out)
     settings = _settings(experiment, trials, minutes, storage)
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     found = search(
-        load_model(**experiment.arguments("model")), cohort, make_split(experiment, cohort),
+        make_model(experiment, cohort), cohort, make_split(experiment, cohort),
         experiment.settings["prepare"], out=out / "search", augment=experiment.settings["augment"],
         default=experiment.settings["recipe"], seed=experiment.top.seed, progress=progress, **settings,
     )  # fmt: skip
@@ -57,13 +56,13 @@ def search_nested(
     choices, that its patient had no part in.
     """
     from medtransfer.fit import fit
-    from medtransfer.model import load_model
     from medtransfer.predictions import concatenate
     from medtransfer.search import search
+    from medtransfer.trials import with_backbone
 
     out, settings = Path(experiment.top.out), _settings(experiment, trials, minutes, storage)
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
-    split, model = make_split(experiment, cohort), load_model(**experiment.arguments("model"))
+    split, model = make_split(experiment, cohort), make_model(experiment, cohort)
     prepare, augment, seed = experiment.settings["prepare"], experiment.settings["augment"], experiment.top.seed
     found: list[Found] = []
     tested: list[Predictions] = []
@@ -75,10 +74,10 @@ def search_nested(
             )
         )  # fmt: skip
         chosen = found[-1].chosen
-        weights = experiment.arguments("model") | ({"weights": chosen.backbone} if chosen.backbone else {})
         sized = type(prepare)(**prepare.model_dump() | {"size": chosen.size})
         alone = replace(split, folds=(fold,))
-        run = fit(load_model(**weights), cohort, alone, sized, chosen.recipe, out=out / f"nested-{number}",
+        start = with_backbone(model, chosen.backbone, seed=seed)
+        run = fit(start, cohort, alone, sized, chosen.recipe, out=out / f"nested-{number}",
                   augment=augment, seed=seed, progress=progress)  # fmt: skip
         part = run.predict(fold.test, fold=0)
         tested.append(replace(part, fold=part.fold + number))
@@ -94,13 +93,12 @@ def _settings(experiment: Experiment, trials: int | None, minutes: float | None,
 
 def compare_config(experiment: Experiment, *, progress: bool = True) -> Strategies:
     """Compare the strategies of transfer on the split of a config; the table is ``strategies.json`` of its folder."""
-    from medtransfer.model import load_model
     from medtransfer.strategies import compare_strategies
 
     out = Path(experiment.top.out)
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     found = compare_strategies(
-        load_model(**experiment.arguments("model")), cohort, make_split(experiment, cohort),
+        make_model(experiment, cohort), cohort, make_split(experiment, cohort),
         experiment.settings["prepare"], out=out / "strategies", augment=experiment.settings["augment"],
         seed=experiment.top.seed, progress=progress,
     )  # fmt: skip

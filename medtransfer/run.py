@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,13 +70,15 @@ class Run:
     prepare: Prepare
     device: str = "cpu"
     progress: bool = field(default=True, repr=False)
+    workers: int = field(default=2, repr=False)
     prepared: Prepared = field(init=False, repr=False)
     kept: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict, init=False, repr=False)
     _models: dict[int, Model] = field(default_factory=dict, init=False, repr=False)
     _averages: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), progress=self.progress)
+        self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), workers=self.workers,
+                                 progress=self.progress)  # fmt: skip
 
     @classmethod
     def open(cls, folder: str | Path, cohort: Cohort, *, device: str = "cpu", progress: bool = True) -> Run:
@@ -286,10 +290,14 @@ def write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, mode=mode)
     except OSError as error:
+        found = error.strerror or type(error).__name__
+        if error.errno == errno.ENOSPC and path.parent.is_dir():
+            free = shutil.disk_usage(path.parent).free
+            found += f": {free:,} bytes are free, {max(1, len(content) - free):,} are missing"
         raise RunError(
             f"{len(content):,} bytes cannot be written",
             where=f"{path.parent.name}/{path.name}",
-            got=error.strerror,
+            got=found,
             fix="free space or rights; what was there before is intact",
         ) from error
 

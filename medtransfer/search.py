@@ -163,7 +163,8 @@ def search(
     """
     optuna = require("optuna", "hpo")
     inner, parts = split.inner(cohort, fold=fold, folds=folds, seed=seed)
-    usual = Candidate(default or Recipe.for_size(len(parts.folds[0].train), prepare.dims), prepare.size)  # type: ignore[arg-type]
+    sized = Recipe.for_size(len(parts.folds[0].train), prepare.dims)  # type: ignore[arg-type]
+    usual = Candidate(default or (sized if model.linear else sized.with_head()), prepare.size)
     asked = [usual.to_record(), sorted(sizes), sorted(backbones), model.description.to_json(), seed]
     asked += [prepare.model_dump(mode="json"), None if augment is None else augment.model_dump(mode="json")]
     asked += [[list(p) for p in f.parts()] for f in parts.folds]

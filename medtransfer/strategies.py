@@ -51,7 +51,7 @@ class Strategies:
     Parameters
     ----------
     metric : str
-        The headline estimate, by the names of :data:`medtransfer.metrics.names.LABELS`.
+        The headline estimate, by the names of :data:`medtransfer.metrics.names.LABELS`; larger is better.
     rows : tuple of Row
     predictions : mapping of str to Predictions
         The pooled test parts of each strategy.
@@ -70,17 +70,11 @@ class Strategies:
         ways = [r for r in self.rows if r.gain is not None and r.name != METADATA and r.gain.value is not None]
         if not ways:
             return "transfer cannot be judged: the difference is not defined"
-        best = max(ways, key=lambda r: _of(r.gain) if self.larger else -_of(r.gain))
+        best = max(ways, key=lambda r: _of(r.gain))
         words = f"{best.name} {best.gain} against scratch, p (Holm) = {_p(best.p_holm)}"
-        better = _of(best.gain) > 0 if self.larger else _of(best.gain) < 0
-        if not better or best.p_holm is None or best.p_holm >= 0.05:
+        if _of(best.gain) <= 0 or best.p_holm is None or best.p_holm >= 0.05:
             return f"transfer cannot be shown to help here: the best of it, {words}"
         return f"transfer helped here: {words}"
-
-    @property
-    def larger(self) -> bool:
-        """Whether a larger headline estimate is the better one."""
-        return self.metric in ("auroc", "macro_auroc", "average_precision", "r2", "kappa", "concordance")
 
     def to_record(self) -> dict[str, Any]:
         """Plain JSON types."""

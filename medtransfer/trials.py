@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medtransfer.errors import require
 from medtransfer.metrics.intervals import ClusterBootstrap
+from medtransfer.predictions import BY_CLASS
 from medtransfer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class Trainer:
         folder = self.out / name
         prepare = type(self.prepare)(**self.prepare.model_dump() | {"size": candidate.size})
         try:
-            run = fit(self._model(candidate.backbone), self.cohort, self.split, prepare, candidate.recipe, out=folder,
+            model = with_backbone(self.model, candidate.backbone, seed=self.seed)
+            run = fit(model, self.cohort, self.split, prepare, candidate.recipe, out=folder,
                       augment=self.augment, seed=self.seed, accelerator=self.accelerator, progress=False,
                       watch=watch)  # fmt: skip
             test = run.test()
@@ -101,19 +103,50 @@ class Trainer:
         found[[place[str(c)] for c in test.case]] = loss_of_cases(test)
         return found
 
-    def _model(self, backbone: str) -> Model:
-        from medtransfer.model import load_model
 
-        d = self.model.description
-        if not backbone:
-            return self.model
-        return load_model(backbone, dims=d.dims, in_channels=d.in_channels, classes=d.classes, seed=self.seed)  # type: ignore[arg-type]
+def with_backbone(model: Model, name: str, *, seed: int = 0) -> Model:
+    """A model of the same task and head on other weights; the model itself for an empty name."""
+    from medtransfer.model import load_model
+
+    d = model.description
+    if not name:
+        return model
+    return load_model(
+        name,
+        dims=d.dims,  # type: ignore[arg-type]
+        in_channels=d.in_channels,
+        classes=d.classes,
+        task=d.task,
+        head=d.head,
+        seed=seed,
+    )
 
 
 def loss_of_cases(test: Predictions) -> Floats:
-    """Log loss of each case, shape (n,)."""
-    right: Floats = test.probability[np.arange(len(test)), test.reference]
-    return -np.log(np.clip(right, 1e-12, None))
+    """Log loss of each case, mean over its labels, or in a regression the absolute error in deviations; shape (n,).
+
+    Examples
+    --------
+    >>> from medtransfer.predictions import Predictions
+    >>> said, ids = np.array([[0.5], [2.0]]), np.array(["a", "b"])
+    >>> loss_of_cases(Predictions(ids, ids, np.array([[0.0], [2.0]]), said, ("mm",), np.zeros(2, int), "test",
+    ...                           task="regression"))
+    array([0.5, 0. ])
+    """
+    reference, said = test.reference, test.probability
+    if test.task in BY_CLASS:
+        right: Floats = said[np.arange(len(test)), reference.astype(np.int64)]
+        return -np.log(np.clip(right, 1e-12, None))
+    if test.task == "multilabel":
+        each = -np.log(np.clip(np.where(reference == 1, said, 1 - said), 1e-12, None))
+    else:
+        spread = np.nanstd(reference, axis=0)
+        each = np.abs(said - reference) / np.where(spread > 0, spread, 1.0)
+    known = ~np.isnan(reference)
+    mean = np.where(known, each, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    return np.asarray(
+        np.where(known.any(axis=1), mean, mean[known.any(axis=1)].mean())
+    )  # a case of which nothing is known
 
 
 def gain_of_choosing(losses: Floats, default: int, patients: NDArray[np.str_], seed: int) -> tuple[float, float, float]:

@@ -57,3 +57,21 @@ def test_signals_are_heeded_between_steps(name):
         stop.listening = True
         os.kill(os.getpid(), getattr(signal, name))
         assert stop.is_set()
+
+
+def test_threads_are_those_that_the_container_gives(tmp_path, monkeypatch):
+    import torch
+
+    from medtransfer.team import cores, threads
+
+    quota = tmp_path / "cpu.max"
+    quota.write_text("max 100000\n")
+    whole = cores(quota)
+    assert whole == cores(tmp_path / "absent") >= 1
+    quota.write_text("150000 100000\n")
+    assert cores(quota) == min(whole, 2)  # a core and a half keep two threads busy
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    with threads(10_000):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

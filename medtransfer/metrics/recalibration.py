@@ -55,9 +55,9 @@ class Calibrator:
             "method": self.method,
             "intercept": {str(k): v for k, v in sorted(self.intercept.items())},
             "slope": {str(k): v for k, v in sorted(self.slope.items())},
+            "knots": {str(k): [list(x), list(y)] for k, (x, y) in sorted(self.knots.items())},
             "cases": [list(m) for m in sorted(self.cases)],
             "patients": [list(m) for m in sorted(self.patients)],
-            "knots": {str(k): [list(x), list(y)] for k, (x, y) in sorted(self.knots.items())},
         }
 
     @classmethod
@@ -66,7 +66,7 @@ class Calibrator:
 
         Examples
         --------
-        >>> c = Calibrator("isotonic", {}, {}, frozenset({(0, "case-a")}), knots={0: ((0.1, 0.9), (0.2, 0.7))})
+        >>> c = Calibrator("platt", {0: 0.1}, {0: 0.9}, frozenset({(0, "case-a")}))
         >>> Calibrator.from_json(c.to_json()) == c
         True
         """
@@ -76,7 +76,10 @@ class Calibrator:
             {int(k): float(v) for k, v in stored["slope"].items()},
             frozenset((int(f), str(c)) for f, c in stored["cases"]),
             frozenset((int(f), str(c)) for f, c in stored["patients"]),
-            {int(k): (tuple(x), tuple(y)) for k, (x, y) in stored.get("knots", {}).items()},
+            {
+                int(k): (tuple(map(float, x)), tuple(map(float, y)))
+                for k, (x, y) in dict(stored.get("knots", {})).items()
+            },
         )
 
     def apply(self, predictions: Predictions) -> Predictions:

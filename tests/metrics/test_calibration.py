@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from medtransfer.metrics import calibration as c
 from medtransfer.metrics import decision
-from medtransfer.metrics.recalibration import calibrate
+from medtransfer.metrics.recalibration import Calibrator, calibrate
 from medtransfer.predictions import Predictions
 
 
@@ -101,6 +102,8 @@ def test_isotonic_is_scikit_learns_and_mends_what_a_line_cannot() -> None:
     y = new.reference
     assert c.brier(y, isotonic.apply(new).positive) < c.brier(y, platt.apply(new).positive) - 0.005
     assert isotonic.apply(new).positive.min() > 0
+    for fitted in (isotonic, platt):
+        assert Calibrator.from_json(json.loads(json.dumps(fitted.to_json()))) == fitted
 
 
 def test_isotonic_is_chosen_from_a_thousand_patients() -> None:
