@@ -126,7 +126,9 @@ def evidence(
     model, d = model.eval(), model.description
     chosen = stage if stage is not None or d.pool != "token" else _stage(model, None)
     leaves, logits = _answer(model, x, chosen)
-    gradients = torch.autograd.grad(_score(logits, d.task, target), list(leaves.values()), allow_unused=True)
+    with torch.enable_grad():
+        score = _score(logits, d.task, target)
+    gradients = torch.autograd.grad(score, list(leaves.values()), allow_unused=True)
     shape = x.shape[3:] if d.by_slice else x.shape[2:]
     total: Tensor | None = None
     for (name, maps), gradient in zip(leaves.items(), gradients, strict=True):
@@ -220,7 +222,7 @@ def _plus_plus(maps: Tensor, gradient: Tensor) -> Tensor:
     """Weights of channels; the score is taken to be exponential, which makes its higher derivatives powers."""
     axes = tuple(range(2, maps.ndim))
     below = 2 * gradient**2 + (maps * gradient**3).sum(axes, keepdim=True)
-    alpha = gradient**2 / torch.where(below != 0, below, torch.ones_like(below))
+    alpha = gradient**2 / (torch.where(below != 0, below, torch.ones_like(below)) + 1e-7)  # as in monai.visualize
     return (alpha * gradient.clamp(min=0)).sum(axes, keepdim=True)
 
 

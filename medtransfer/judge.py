@@ -12,7 +12,8 @@ from medtransfer.controls import controls as control_predictions
 from medtransfer.decisions import decide
 from medtransfer.enough import how_many
 from medtransfer.groups import groupings
-from medtransfer.metrics.intervals import plain
+from medtransfer.metrics.intervals import ClusterBootstrap, plain
+from medtransfer.predictions import BY_CLASS
 from medtransfer.probes import shuffled_auroc, start_features
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def judge(
         Of the resampling, the controls and the changes.
     """
     from medtransfer.evaluate import evaluate
+    from medtransfer.metrics.uncertainty import uncertainty
     from medtransfer.report.explained import examine
     from medtransfer.robustness import robustness as measure
 
@@ -92,11 +94,18 @@ def judge(
         subgroups=groupings(run.cohort, tested, subgroups, cache=run.prepared.cache) or None,
     )
     facts: dict[str, object] = {"explanation": None, "robustness": None}
+    facts["uncertainty"] = uncertainty(
+        found.predictions,
+        ClusterBootstrap.draw(found.predictions.patient, resamples=bootstrap, seed=seed),
+        called=found.called if run.cohort.task in BY_CLASS else None,
+        threshold=found.threshold,
+        val=run.validation(),
+    ).to_json()
     checks = found.checks
-    if explain and run.model(0).description.task == "classification":
+    if explain and run.cohort.task == "classification" and not run.cohort.bags:
         facts["explanation"], check = examine(run, found, seed=seed)
         checks = [*checks, check]
-    if robustness:
+    if robustness and not run.cohort.bags:
         facts["robustness"] = measure(run, bootstrap=bootstrap, seed=seed)
     run.describe(facts)
     return replace(found, checks=checks, record=run.record())

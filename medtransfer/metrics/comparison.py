@@ -145,8 +145,10 @@ def difference(a: Predictions, b: Predictions, resamples: ClusterBootstrap) -> d
         return {name: left[name] - right[name] for name in left}
 
     point, draws = statistic(np.ones((1, len(a)))), resamples.apply(statistic)
+    patients = len(np.unique(resamples.patient))
     return {
-        name: interval(float(v[0]), draws.get(name, v[:0]), why=panel.WHY.get(name, "")) for name, v in point.items()
+        name: interval(float(v[0]), draws.get(name, v[:0]), why=panel.WHY.get(name, ""), patients=patients)
+        for name, v in point.items()
     }
 
 

@@ -16,7 +16,7 @@ from medtransfer.predictions import Predictions
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-METHODS = ("mondrian", "lac", "aps", "residual")
+METHODS = ("auto", "mondrian", "lac", "aps", "residual")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Conformal:
         )
 
 
-def conformal(val: Predictions, coverage: float = 0.9, method: str = "mondrian") -> Conformal:
+def conformal(val: Predictions, coverage: float = 0.9, method: str = "auto") -> Conformal:
     """Fit a split-conformal predictor on validation predictions, one a fold.
 
     The promise, that a share ``coverage`` of new cases has the reference in its set, holds for new cases that are like
@@ -116,21 +116,23 @@ def conformal(val: Predictions, coverage: float = 0.9, method: str = "mondrian")
     Parameters
     ----------
     val : Predictions
-        Validation predictions.
+        Validation predictions; of several labels those of one, ``val.label(name)``.
     coverage : float
         Between 0 and 1.
-    method : {'mondrian', 'lac', 'aps', 'residual'}
-        ``mondrian``: the promise holds within each class (Vovk 2012), which a rare disease needs. ``lac``: the
-        smallest sets on average (Sadinle, Lei & Wasserman 2019), over all cases. ``aps``: classes from the most
-        probable down, without randomisation and never none (Romano, Sesia & Candès 2020). ``residual``:
-        intervals of one width around predicted numbers (Lei et al. 2018).
+    method : {'auto', 'mondrian', 'lac', 'aps', 'residual'}
+        ``auto`` is ``residual`` for a regression, else ``mondrian``.
+        ``mondrian``: the promise holds within each class (Vovk 2012), which a rare disease needs.
+        ``lac``: over all cases, with the smallest sets on average (Sadinle, Lei & Wasserman 2019).
+        ``aps``: over all cases, classes from the most probable down, without randomisation and never none (Romano,
+        Sesia & Candès 2020).
+        ``residual``: intervals of one width around predicted numbers (Lei et al. 2018).
 
     Raises
     ------
     ConfigError
         Where the method or the coverage makes no sense.
     MetricError
-        Where there are no validation cases.
+        Where there are no validation cases, or the method is not of their task.
 
     Examples
     --------
@@ -145,17 +147,24 @@ def conformal(val: Predictions, coverage: float = 0.9, method: str = "mondrian")
         )
     if not 0 < coverage < 1:
         raise ConfigError("a coverage lies between 0 and 1", where="conformal", got=coverage)
-    reference = np.asarray(val.reference, dtype=np.float64).reshape(len(val), -1)
-    known = np.asarray(np.isfinite(reference).any(axis=1) if method == "residual" else reference[:, 0] >= 0)
-    part = val.take(known)
+    if method == "auto":
+        method = "residual" if val.task == "regression" else "mondrian"
+    if val.task == "multilabel" or (method == "residual") != (val.task == "regression"):
+        raise MetricError(
+            f"the conformal method '{method}' is not of this task",
+            got=val.task,
+            fix="use 'residual' for a regression, else 'mondrian', 'lac' or 'aps', and of several labels one at a time",
+        )
+    part = val.take(val.known)
     if not len(part):
         raise MetricError(
             "there are no validation cases to fit a conformal predictor on", fix="use a split with a validation part"
         )
+    reference = np.asarray(part.reference, dtype=np.float64).reshape(len(part), -1)
     quantile = {}
     for fold in sorted(set(part.fold.tolist())):
         at = part.fold == fold
-        quantile[int(fold)] = _fit(method, part.probability[at], reference[known][at], coverage)
+        quantile[int(fold)] = _fit(method, part.probability[at], reference[at], coverage)
     return Conformal(method, coverage, quantile, *members(part))
 
 

@@ -203,7 +203,7 @@ def measure(
     units : int
         Patients of the rarer kind, for Student's t.
     """
-    n = len(resamples.patient)
+    n, patients = len(resamples.patient), len(np.unique(resamples.patient))
     point = statistic(np.ones((1, n)))
     draws = resamples.apply(statistic) or {name: value[:0] for name, value in point.items()}
     panel = Panel(draws={name: value for name, value in draws.items() if value.ndim == 1})
@@ -216,6 +216,7 @@ def measure(
                 why=WHY.get(short, "the data do not define it"),
                 share=short in SHARES,
                 units=units,
+                patients=patients,
             )
         else:
             curve = {"x": (axes or {}).get(name, np.arange(value.shape[1])), "y": value[0]}

@@ -55,6 +55,7 @@ class Calibrator:
             "method": self.method,
             "intercept": {str(k): v for k, v in sorted(self.intercept.items())},
             "slope": {str(k): v for k, v in sorted(self.slope.items())},
+            "knots": {str(k): [list(x), list(y)] for k, (x, y) in sorted(self.knots.items())},
             "cases": [list(m) for m in sorted(self.cases)],
             "patients": [list(m) for m in sorted(self.patients)],
         }
@@ -75,6 +76,10 @@ class Calibrator:
             {int(k): float(v) for k, v in stored["slope"].items()},
             frozenset((int(f), str(c)) for f, c in stored["cases"]),
             frozenset((int(f), str(c)) for f, c in stored["patients"]),
+            {
+                int(k): (tuple(map(float, x)), tuple(map(float, y)))
+                for k, (x, y) in dict(stored.get("knots", {})).items()
+            },
         )
 
     def apply(self, predictions: Predictions) -> Predictions:

@@ -79,7 +79,9 @@ def segmentation(
         draws = mean_of_defined([panel.draws[f"structure:{name}:{kind}"] for name in structures])
         share = kind in ("dice", "iou", "nsd")
         units = len(np.unique(patient))
-        e = interval(float(mean_of_defined(values)[0]), draws, why=WHY["dice"], share=share, units=units)
+        e = interval(
+            float(mean_of_defined(values)[0]), draws, why=WHY["dice"], share=share, units=units, patients=units
+        )
         panel.estimates[kind] = with_note(e, f"mean over {len(structures)} structures")
         panel.draws[kind] = draws
     return panel, rows

@@ -61,7 +61,9 @@ def estimate_number(name: str) -> Callable[[np.ndarray, np.ndarray, np.random.Ge
         draws = ClusterBootstrap.draw(unit, resamples=resamples, seed=int(rng.integers(2**31))).apply(
             lambda w: {name: statistic(w)[name]}
         )
-        return interval(float(statistic(np.ones((1, len(y))))[name][0]), draws.get(name, np.zeros(0)))
+        return interval(
+            float(statistic(np.ones((1, len(y))))[name][0]), draws.get(name, np.zeros(0)), patients=len(np.unique(unit))
+        )
 
     return made
 
@@ -71,7 +73,9 @@ def estimate_kappa(patient: np.ndarray, unit: np.ndarray, rng: np.random.Generat
     draws = ClusterBootstrap.draw(unit, resamples=resamples, seed=int(rng.integers(2**31))).apply(
         lambda w: {"k": weighted_kappa(c.confusion(y, p, 4, w), 2)}
     )
-    return interval(float(weighted_kappa(c.confusion(y, p, 4), 2)), draws.get("k", np.zeros(0)))
+    return interval(
+        float(weighted_kappa(c.confusion(y, p, 4), 2)), draws.get("k", np.zeros(0)), patients=len(np.unique(unit))
+    )
 
 
 STATISTICS = {

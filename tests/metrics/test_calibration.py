@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from medtransfer.metrics import calibration as c
 from medtransfer.metrics import decision
-from medtransfer.metrics.recalibration import calibrate
+from medtransfer.metrics.recalibration import Calibrator, calibrate
 from medtransfer.predictions import Predictions
 
 
@@ -101,6 +102,8 @@ def test_isotonic_is_scikit_learns_and_mends_what_a_line_cannot() -> None:
     y = new.reference
     assert c.brier(y, isotonic.apply(new).positive) < c.brier(y, platt.apply(new).positive) - 0.005
     assert isotonic.apply(new).positive.min() > 0
+    for fitted in (isotonic, platt):
+        assert Calibrator.from_json(json.loads(json.dumps(fitted.to_json()))) == fitted
 
 
 def test_isotonic_is_chosen_from_a_thousand_patients() -> None:
@@ -109,3 +112,15 @@ def test_isotonic_is_chosen_from_a_thousand_patients() -> None:
     few = _validation(2000, lambda p: p)
     repeated = replace(few, patient=np.array([f"p{i // 4}" for i in range(2000)]))
     assert calibrate(repeated).method == "platt"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_agrees_with_statsmodels(seed: int) -> None:
+    api = pytest.importorskip("statsmodels.api", reason="the oracle statsmodels is not installed")
+    y, p = data(seed)
+    x = np.log(p / (1 - p))
+    family = api.families.Binomial()
+    line = api.GLM(y.astype(float), api.add_constant(x), family=family).fit(tol=1e-12).params
+    np.testing.assert_allclose(c.recalibration_line(y, p), line, atol=1e-7)
+    shift = api.GLM(y.astype(float), np.ones((len(y), 1)), family=family, offset=x).fit(tol=1e-12).params
+    assert float(c.intercept_in_the_large(y, p)) == pytest.approx(float(shift[0]), abs=1e-7)

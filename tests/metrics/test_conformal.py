@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,8 @@ def predictions(reference: np.ndarray, probability: np.ndarray, start: int = 0, 
     n, width = probability.shape
     ids = np.array([f"case-{start + i}" for i in range(n)])
     names = tuple(f"c{k}" for k in range(width))
-    return Predictions(ids, ids, reference, probability, names, np.zeros(n, dtype=np.int64), part)
+    task = "regression" if reference.ndim == 2 else "classification"
+    return Predictions(ids, ids, reference, probability, names, np.zeros(n, dtype=np.int64), part, task=task)
 
 
 def softmax(seed: int, n: int, classes: int = 4, share: object = None) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +129,13 @@ def test_refuses_patients_it_was_fitted_on() -> None:
         conformal(predictions(y, p), 1.0)
     with pytest.raises(ConfigError):
         conformal(predictions(y, p), 0.9, "magic")
+    with pytest.raises(MetricError, match="not of this task"):
+        conformal(predictions(y, p), 0.9, "residual")
+    labels = replace(predictions(np.zeros((50, 4)), p), task="multilabel")
+    with pytest.raises(MetricError, match="not of this task"):
+        conformal(labels)
+    assert conformal(labels.label("c1")).method == "mondrian"
+    assert conformal(predictions(np.zeros((50, 4)), p)).method == "residual"
 
 
 def test_estimates_by_counting() -> None:
