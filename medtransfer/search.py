@@ -263,9 +263,27 @@ def _propose(trial: Any, default: Recipe) -> Recipe:
 
 
 def _storage(optuna: Any, storage: str | None) -> Any:
-    """A database by its URL, or a journal file that several processes append to."""
-    if storage is None or "://" in storage:
-        return storage
+    """A database by its URL, or a journal file that several processes append to.
+
+    Raises
+    ------
+    ConfigError
+        Where the database cannot be opened.
+    """
+    if storage is None:
+        return None
+    if "://" in storage:
+        wrong = require("sqlalchemy", "hpo").exc.SQLAlchemyError
+        for pause in (0.5, 1, 2, 4, 0):  # processes that begin together make the tables together, and one fails
+            try:
+                return optuna.storages.get_storage(storage)
+            except (wrong, ImportError) as error:
+                if not pause:
+                    raise ConfigError(
+                        "the database of the search cannot be opened", where="search.storage",
+                        got=type(error).__name__, fix="check the address and that its driver is installed",
+                    ) from error  # fmt: skip
+                time.sleep(pause)
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 

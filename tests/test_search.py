@@ -126,3 +126,25 @@ def test_optuna_is_an_extra(tmp_path, monkeypatch):
     cohort = blobs(40)
     with pytest.raises(MissingPackage, match="hpo"):
         tried(cohort, split_by_patient(cohort), tmp_path / "s")
+
+
+def test_databases_that_are_made_together_or_do_not_open(tmp_path, monkeypatch):
+    from sqlalchemy.exc import IntegrityError
+
+    from medtransfer.errors import ConfigError
+
+    searching, calls, plain = sys.modules["medtransfer.search"], [], optuna.storages.get_storage
+    monkeypatch.setattr(searching.time, "sleep", lambda seconds: None)
+
+    def racing(url):
+        calls.append(url)
+        if len(calls) < 3:
+            raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+        return plain(url)
+
+    monkeypatch.setattr(optuna.storages, "get_storage", racing)
+    assert searching._storage(optuna, f"sqlite:///{tmp_path / 'a.db'}") is not None
+    assert len(calls) == 3
+    with pytest.raises(ConfigError, match="cannot be opened") as caught:
+        searching._storage(optuna, "nothing://user:word@host/db")
+    assert "word" not in str(caught.value)
