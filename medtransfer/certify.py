@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
     own = 224 if arch.has_token else 2 * arch.min_side + 1 if arch.min_side == 32 else arch.min_side
     side = side or own
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    found, whole = [], copy.deepcopy(network)
     for dims in sorted({2, *arch.dims}):
         if dims == 3 and dims not in arch.dims:
             continue
@@ -85,10 +86,10 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
         small = max(arch.min_side, 33)
         flat = torch.rand(1, arch.channels, small, small, generator=generator, dtype=torch.float64)
         for how in ("centre", "mean"):
-            found.append(_constant_stack(arch, name, how, flat, label, seed))
-        found.append(_acs(arch, name, flat, label, seed))
+            found.append(_constant_stack(arch, whole, how, flat, label))
+        found.append(_acs(arch, whole, flat, label))
         volume = torch.rand(1, arch.channels, small, small + 4, small + 2, generator=generator, dtype=torch.float64)
-        found.append(_acs_whole(arch, name, volume, label, seed))
+        found.append(_acs_whole(arch, whole, volume, label))
     return found
 
 
@@ -196,15 +197,14 @@ def _gray(
     return Certificate(label, f"a gray {side} image in [0, 1] gives what {colours} gives", _relative(found, wanted))
 
 
-def _deep(arch: Architecture, name: str, how: Inflation, seed: int) -> tuple[nn.Module, nn.Module]:
-    _, flat, *_ = _original(name, seed)
-    _, deep, *_ = _original(name, seed)
+def _deep(network: nn.Module, how: Inflation) -> nn.Module:
+    deep = copy.deepcopy(network)
     inflate(deep, how)
-    return flat, deep
+    return deep
 
 
-def _constant_stack(arch: Architecture, name: str, how: Inflation, image: Tensor, label: str, seed: int) -> Certificate:
-    flat, deep = _deep(arch, name, how, seed)
+def _constant_stack(arch: Architecture, flat: nn.Module, how: Inflation, image: Tensor, label: str) -> Certificate:
+    deep = _deep(flat, how)
     worst = 0.0
     x, y = image, image[:, :, None].expand(-1, -1, 32, -1, -1)
     with torch.no_grad():
@@ -216,8 +216,8 @@ def _constant_stack(arch: Architecture, name: str, how: Inflation, image: Tensor
     )
 
 
-def _acs(arch: Architecture, name: str, image: Tensor, label: str, seed: int) -> Certificate:
-    flat, deep = _deep(arch, name, "acs", seed)
+def _acs(arch: Architecture, flat: nn.Module, image: Tensor, label: str) -> Certificate:
+    deep = _deep(flat, "acs")
     originals = dict(flat.named_modules())
     errors: list[float] = []
 
@@ -244,9 +244,8 @@ def _acs(arch: Architecture, name: str, image: Tensor, label: str, seed: int) ->
     )
 
 
-def _acs_whole(arch: Architecture, name: str, volume: Tensor, label: str, seed: int) -> Certificate:
-    flat, acs = _deep(arch, name, "acs", seed)
-    _, dense = _deep(arch, name, "centre", seed)
+def _acs_whole(arch: Architecture, flat: nn.Module, volume: Tensor, label: str) -> Certificate:
+    acs, dense = _deep(flat, "acs"), _deep(flat, "centre")
     for path, original in flat.named_modules():
         if isinstance(original, nn.Conv2d):
             twin = dense.get_submodule(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from medtransfer.cli_refine import search
+from medtransfer.cli_refine import compare, search
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
@@ -243,30 +243,7 @@ def report(run: str, quiet: bool) -> None:
 
 
 cli.add_command(search)
-
-
-@cli.command()
-@click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path(), required=False)
-@_CHANGES
-@_JSON
-@_QUIET
-@_verbose
-def compare(first: str, second: str | None, changes: tuple[str, ...], as_json: bool, quiet: bool) -> None:
-    """Compare two runs on the cases that both tested; or, for one config, the strategies: did transfer help?"""
-    if second is None:
-        from medtransfer.config import Experiment
-        from medtransfer.refine import compare_config
-
-        table = compare_config(Experiment.from_file(first, changes=changes), progress=not quiet)
-        click.echo(json.dumps(table.to_record()) if as_json else str(table))
-        return
-    from medtransfer.evaluate import compare as compare_predictions
-    from medtransfer.predictions import Predictions
-
-    a, b = (Predictions.from_csv(Path(r) / "predictions.csv") for r in (first, second))
-    found = compare_predictions(a, b)
-    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+cli.add_command(compare)
 
 
 @cli.command()

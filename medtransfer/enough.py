@@ -138,7 +138,7 @@ def chances(
     *,
     seed: int = 0,
 ) -> Floats:
-    """Probabilities ``[scored, classes]`` of an L2 logistic regression, the penalty chosen over two inner folds.
+    """Probabilities ``[scored, classes]`` of an L2 logistic regression, the penalty chosen over three inner folds.
 
     As :func:`medtransfer.features.fit_logistic` on standardised features, but quicker: on as many principal
     components as there are cases, which gives the same model, and on 256 at most.
@@ -146,34 +146,42 @@ def chances(
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
 
-    x = learned.astype(np.float64)
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    deviation[deviation < 1e-6 * max(1e-12, float(deviation.max(initial=0)))] = np.inf
-    x, rest = (x - mean) / deviation, (scored.astype(np.float64) - mean) / deviation
-    if x.shape[1] > min(len(x), COMPONENTS):
-        wide = x.shape[1] > len(x)
-        values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-        vectors = vectors[:, ::-1][:, :COMPONENTS][:, values[::-1][:COMPONENTS] > 1e-9 * values[-1]]
-        axes = x.T @ vectors if wide else vectors
-        axes /= np.linalg.norm(axes, axis=0)
-        x, rest = x @ axes, rest @ axes
+    whole = learned.astype(np.float64)
 
-    def learn(rows: Ints, onto: Floats, strengths: tuple[float, ...]) -> list[Floats]:
-        model = LogisticRegression(warm_start=True, max_iter=200, tol=1e-3)
+    def learn(rows: Ints, onto: NDArray[np.floating[Any]], strengths: tuple[float, ...]) -> list[Floats]:
+        x, rest = _components(whole[rows], onto.astype(np.float64))
+        model = LogisticRegression(warm_start=True, max_iter=500, tol=1e-4)
         found = []
         for strength in strengths:
-            model.set_params(C=strength).fit(x[rows], labels[rows])
+            model.set_params(C=strength).fit(x, labels[rows])
             said = np.full((len(onto), classes), 1e-12)
-            said[:, model.classes_] = model.predict_proba(onto)
+            said[:, model.classes_] = model.predict_proba(rest)
             found.append(said)
         return found
 
+    fewest = min(len(set(patients[labels == k].tolist())) for k in range(classes))
+    folds = StratifiedGroupKFold(max(2, min(3, fewest)), shuffle=True, random_state=seed)
     loss = np.zeros(len(STRENGTHS))
-    for fit, held in StratifiedGroupKFold(2, shuffle=True, random_state=seed).split(x, labels, numbered(patients)):
+    for fit, held in folds.split(whole, labels, numbered(patients)):
         if len(np.unique(labels[fit])) == classes:
-            said = learn(fit, x[held], STRENGTHS)
+            said = learn(fit, whole[held], STRENGTHS)
             loss += [-np.log(np.clip(p[np.arange(len(held)), labels[held]], 1e-12, 1)).sum() for p in said]
-    return learn(np.arange(len(x)), rest, STRENGTHS[: int(np.argmin(loss)) + 1])[-1]
+    return learn(np.arange(len(whole)), scored, STRENGTHS[: int(np.argmin(loss)) + 1])[-1]
+
+
+def _components(x: Floats, rest: Floats) -> tuple[Floats, Floats]:
+    """Both standardised by the first and turned onto its principal components."""
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
+    deviation[deviation < 1e-6 * max(1e-12, float(deviation.max(initial=0)))] = np.inf
+    x, rest = (x - mean) / deviation, (rest - mean) / deviation
+    if x.shape[1] <= min(len(x), COMPONENTS):
+        return x, rest
+    wide = x.shape[1] > len(x)
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+    vectors = vectors[:, ::-1][:, :COMPONENTS][:, values[::-1][:COMPONENTS] > 1e-9 * values[-1]]
+    axes = x.T @ vectors if wide else vectors
+    axes = axes / np.linalg.norm(axes, axis=0)
+    return x @ axes, rest @ axes
 
 
 def _order(train: Ints, labels: Ints, patients: NDArray[np.str_], rng: np.random.Generator) -> Ints:

@@ -195,6 +195,13 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
         )
     ):
         raise ConfigError("the stages that learn have no normalisation", where="recipe.tune", fix="tune: all")
+    if "logistic" in (recipe.method, recipe.start) and d.head.attention:
+        raise ConfigError(
+            "method logistic does not learn how to weigh slices or images",
+            where="model.head.attention",
+            got=d.head.attention,
+            fix="attention: 0 (they are averaged), or method: probe",
+        )
     if "logistic" in (recipe.method, recipe.start) and not model.linear:
         raise ConfigError(
             "method logistic needs a linear head", where="model.head", got=repr(d.head),

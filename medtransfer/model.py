@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -346,7 +346,7 @@ def _assemble(description: Description, network: nn.Module, receipt: Receipt | N
         names = {n for n, _ in changed} & {*receipt.loaded, *(n for n, _ in receipt.reshaped)}
         reshaped = dict(receipt.reshaped) | {n: how for n, how in changed if n in names}
         kept = tuple(n for n in receipt.loaded if n not in names)
-        receipt = Receipt(kept, tuple(reshaped.items()), receipt.new, receipt.unused, receipt.rules)
+        receipt = replace(receipt, loaded=kept, reshaped=tuple(reshaped.items()))
         description = Description(**{**d.__dict__, "receipt": receipt.to_record()})
     stages = {name: arch.stage(network, name) for name in arch.kept(d.until)}
     return Model(description, stages, _width(stages, arch, description))

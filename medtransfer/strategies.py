@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 from medtransfer.metrics.comparison import align, headline
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, plain
 from medtransfer.metrics.names import LABELS
+from medtransfer.metrics.permutation import holm as adjust
 from medtransfer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -218,21 +219,6 @@ def two_sided(draws: np.ndarray[Any, np.dtype[np.float64]]) -> float:
         return 1.0
     fewer = min((known <= 0).sum(), (known >= 0).sum())
     return float(min(1.0, 2 * (1 + fewer) / (len(known) + 1)))
-
-
-def adjust(ps: Sequence[float]) -> list[float]:
-    """Holm's adjustment of p values for several comparisons.
-
-    Examples
-    --------
-    >>> [round(p, 3) for p in adjust([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    order, found, highest = np.argsort(ps), [1.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, ps[i] * (len(ps) - rank)))
-        found[int(i)] = highest
-    return found
 
 
 def _of(estimate: Estimate | None) -> float:

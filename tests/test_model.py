@@ -350,6 +350,39 @@ def test_without_a_network_the_refusal_is_immediate_and_says_what_goes_where(mon
         fetch("imagenet/resnet18")
 
 
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDTRANSFER_OFFLINE"])
+def test_every_offline_switch_is_obeyed(switch, monkeypatch):
+    import medtransfer.backbones.sources as module
+
+    monkeypatch.setattr(module, "download", lambda *args: pytest.fail("a connection was asked for"))
+    monkeypatch.setenv(switch, "true")
+    with pytest.raises(WeightsError, match=switch):
+        module.fetch("imagenet/mobilenet_v2")
+
+
+def test_torch_home_is_where_imagenet_weights_are_looked_for(tmp_path):
+    from medtransfer.backbones.sources import imagenet_file
+
+    file = tmp_path / "torch" / "hub" / "checkpoints" / "mobilenet_v2-7ebf99e0.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"another file")
+    with pytest.raises(WeightsError, match=r"not the published one.*instead of 7ebf99e0"):
+        imagenet_file("mobilenet_v2")
+
+
+def test_the_list_says_what_is_known_of_all_weights():
+    from medtransfer.backbones.sources import overview
+
+    rows = {row["name"]: row for row in overview()}
+    assert all(row[k] for row in rows.values() for k in ("arch", "dims", "side", "source", "licence", "status"))
+    published = [row for name, row in rows.items() if name.startswith("imagenet/")]
+    assert all(float(row["parameters"]) > 0 and row["mean"] and row["std"] for row in published)
+    assert rows["imagenet/inception_v3"]["side"] == "299"
+    assert rows["imagenet/vgg16"]["parameters"] == "14.7"  # the convolutions' 14 714 688
+    assert (rows["embedded/compact3d"]["dims"], rows["embedded/compact3d"]["side"]) == ("3D", "32")
+    assert float(rows["embedded/compact2d"]["parameters"]) == pytest.approx(0.9, abs=0.05)
+
+
 def test_check_counts_and_leaves_nothing_unexplained():
     network = original("resnet18")
     receipt = check(network, copy.deepcopy(network.state_dict()), ARCHITECTURES["resnet18"])

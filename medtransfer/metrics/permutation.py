@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,8 +117,9 @@ def between_models(
 
     Parameters
     ----------
-    positive : array (n,) of bool
-    first, second : array (n,) of float
+    positive : array (n,) or (n, columns) of bool
+        With several columns, such as one for each of several classes, the mean of their AUROCs is compared.
+    first, second : array of float, of the same shape
         Scores of the two models.
     patient : array (n,)
     permutations, seed : int
@@ -131,14 +133,15 @@ def between_models(
     from scipy.stats import rankdata
 
     y, number = np.asarray(positive, dtype=bool), np.unique(np.asarray(patient), return_inverse=True)[1]
-    if y.all() or not y.any():
+    y = y.reshape(len(number), -1)
+    if y.all(axis=0).any() or not y.any(axis=0).all():
         return PermutationTest(None, None, 0, "", "needs cases with and without the condition")
-    a, b = rankdata(np.asarray(first, dtype=np.float64)), rankdata(np.asarray(second, dtype=np.float64))
-    value = _area(y, a) - _area(y, b)
-    rng, reached, step = np.random.default_rng(seed), 0, max(1, 1_000_000 // len(y))
+    a, b = (rankdata(np.asarray(s, dtype=np.float64).reshape(y.shape), axis=0) for s in (first, second))
+    value = float((_areas(y, a[None]) - _areas(y, b[None]))[0])
+    rng, reached, step = np.random.default_rng(seed), 0, max(1, 1_000_000 // y.size)
     for begin in range(0, permutations, step):
         swap = rng.random((min(step, permutations - begin), int(number.max()) + 1)) < 0.5
-        each = swap[:, number]
+        each = swap[:, number, None]
         gaps = _areas(y, np.where(each, b, a)) - _areas(y, np.where(each, a, b))
         reached += int((np.abs(gaps) >= abs(value) - 1e-12).sum())
     return PermutationTest(
@@ -149,6 +152,22 @@ def between_models(
     )
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjustment of several p values (Holm 1979, Scand J Stat 6); nan stays nan and is not counted.
+
+    Examples
+    --------
+    >>> [round(v, 3) for v in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    found, highest = [float("nan")] * len(p), 0.0
+    ranked = sorted((value, i) for i, value in enumerate(p) if value == value)
+    for rank, (value, i) in enumerate(ranked):
+        highest = max(highest, min(1.0, value * (len(ranked) - rank)))
+        found[i] = highest
+    return found
+
+
 def _area(y: NDArray[np.bool_], rank: Floats) -> float:
     """AUROC from mid-ranks among all cases."""
     m = int(y.sum())
@@ -156,8 +175,9 @@ def _area(y: NDArray[np.bool_], rank: Floats) -> float:
 
 
 def _areas(y: NDArray[np.bool_], score: Floats) -> Floats:
+    """Mean AUROC over the columns of scores ``(m, n, columns)``, for each of m."""
     from scipy.stats import rankdata
 
-    m = int(y.sum())
-    rank = rankdata(score, axis=1)
-    return np.asarray((rank[:, y].sum(axis=1) - m * (m + 1) / 2) / (m * (len(y) - m)))
+    m = y.sum(axis=0)
+    won = (rankdata(score, axis=1) * y).sum(axis=1) - m * (m + 1) / 2
+    return np.asarray((won / (m * (len(y) - m))).mean(axis=-1))
