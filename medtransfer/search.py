@@ -176,10 +176,15 @@ def search(
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
     trainer = Trainer(model, inner, parts, prepare, Path(out), augment, accelerator, seed)
 
+    def ask(trial: Any, default: Recipe) -> Recipe:
+        recipe = (propose or _propose)(trial, default)
+        solved = "logistic" in (recipe.method, recipe.start)
+        return recipe.with_head() if solved and not model.linear else recipe
+
     def objective(trial: Any) -> float:
         started, busy = time.monotonic(), time.process_time()
         first = bool(trial.user_attrs.get("default"))
-        candidate = usual if first else _candidate(trial, usual, sizes, backbones, propose or _propose)
+        candidate = usual if first else _candidate(trial, usual, sizes, backbones, ask)
         trial.set_user_attr("candidate", candidate.to_record())
         try:
             found = trainer.losses(candidate, f"{name}-{trial.number}", None if first else trial)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_cohorts import blobs
 
-from medtransfer import Prepare, Recipe, Split, load_model, split_by_patient
+from medtransfer import Head, Prepare, Recipe, Split, load_model, split_by_patient
 from medtransfer.search import search
 from medtransfer.trials import gain_of_choosing
 
@@ -88,6 +88,15 @@ def test_hopeless_trials_are_stopped_and_a_given_default_is_never(tmp_path):
                   default=Recipe(method="probe", epochs=6, lr=1e-2, batch_size=8))  # fmt: skip
     assert found.pruned > 0
     assert found.trials == 8
+
+
+@pytest.mark.slow
+def test_a_head_that_no_linear_model_fits_is_searched_by_descent(tmp_path):
+    cohort, head = blobs(40), Head(hidden=(4,))
+    found = search(load_model("random/resnet18", until="layer1", head=head), cohort, split_by_patient(cohort), PREPARE,
+                   out=tmp_path / "s", trials=1, folds=2, propose=weighed, progress=False)  # fmt: skip
+    assert found.trials == 2
+    assert {found.default.recipe.method, found.best.recipe.method} == {"probe"}
 
 
 PROGRAM = """
