@@ -54,7 +54,7 @@ def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, sou
     codes = (1, 1)  # scanner coordinates
     if source is not None and is_nifti(source):
         found = read_nifti_header(source)
-        shape = (found.shape + (1, 1))[:3]
+        shape = (*found.shape, 1, 1)[:3]
         stored, affine = np.zeros(shape, np.uint8), found.affine
         turned, _ = canonical(stored, affine)  # a view
         if turned.shape != labels.shape:

@@ -110,15 +110,14 @@ class Patches:
         plan, dims = self.plan, self.plan.dims
         draw = torch.rand(8, generator=generator)
         flip = torch.ones(dims)
-        for k, axis in enumerate(plan.mirrored):
+        for axis in plan.mirrored:
             flip[axis - 2] = -1.0 if torch.rand((), generator=generator) < 0.5 else 1.0
         angles = (2 * draw[:3] - 1) * plan.rotate_deg * torch.pi / 180 * (draw[6] < 0.5)
         zoom = 1 + (2 * draw[3] - 1) * plan.zoom * (draw[7] < 0.5)
         flat = float(self.spacing.max() / self.spacing.min()) > 3  # thick slices turn in their plane alone
         turn = torch.eye(dims)
-        for k, (a, b) in enumerate(((dims - 2, dims - 1), (0, 1), (0, 2))):
-            if dims == 3 and k and flat or dims == 2 and k:
-                break
+        planes = ((dims - 2, dims - 1), (0, 1), (0, 2))
+        for k, (a, b) in enumerate(planes[:1] if flat or dims == 2 else planes):
             cos, sin = torch.cos(angles[k]), torch.sin(angles[k])
             plane = torch.eye(dims)
             plane[a, a], plane[a, b], plane[b, a], plane[b, b] = cos, -sin, sin, cos
