@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from medtransfer.backbones import Architecture, architecture, recognise
 from medtransfer.checkpoints import fit_names, read_tensors
-from medtransfer.errors import WeightsError
+from medtransfer.errors import MedTransferWarning, WeightsError
 from medtransfer.volume import inflate
 from medtransfer.weights import Weights, header, register
-from medtransfer.witness import exchanged
+from medtransfer.witness import exchanged, misplaced
 
 Native = tuple[int, int, int]
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.", "last_linear.", "logits.", "class_layers.", "op_threshs")
@@ -35,6 +36,8 @@ class Receipt:
         In the file, but not of the backbone: its classifier, or stages that were cut off.
     rules : tuple of str
         How the file's names became the network's.
+    doubts : tuple of str
+        What speaks against the file without proving it wrong.
     """
 
     loaded: tuple[str, ...] = ()
@@ -42,6 +45,7 @@ class Receipt:
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"renamed  {rule}" for rule in self.rules]
@@ -51,6 +55,7 @@ class Receipt:
         ]
         for word, names in (("new", self.new), ("unused", self.unused)):
             lines.append(f"{word:<8} {len(names):5d} tensors{_grouped(names)}")
+        lines += [f"doubt    {doubt}" for doubt in self.doubts]
         return "\n".join(lines)
 
     def to_record(self) -> dict[str, object]:
@@ -61,6 +66,7 @@ class Receipt:
             "new": list(self.new),
             "unused": list(self.unused),
             "rules": list(self.rules),
+            "doubts": list(self.doubts),
         }
 
 
@@ -107,7 +113,8 @@ def load(
     ----------
     until, allow_new : see :func:`check`
     foreign : bool
-        The file's hash is pinned nowhere: ask its batch normalisation whether kernels changed places.
+        The file's hash is pinned nowhere: ask its batch normalisation whether kernels changed places; where they
+        seem to have done so together with their normalisation, a :class:`MedTransferWarning` says so.
 
     Returns
     -------
@@ -149,9 +156,13 @@ def load(
             got=f"{pairs[0][0]} and {pairs[0][1]} each fit the other's batch normalisation",
             fix="get the file again from its source",
         )
+    doubts: tuple[str, ...] = ()
+    if foreign and native[0] == 2 and (pair := misplaced(arch, network, arch.kept(until))):
+        doubts = (f"{pair[0]} and {pair[1]}, with their normalisation, fit better in each other's place",)
+        warnings.warn(f"{where}: {doubts[0]}; compare the file with its source", MedTransferWarning, stacklevel=3)
     changed = tuple((n, how) for n, how in cast if n in receipt.loaded)
     kept = tuple(n for n in receipt.loaded if n not in dict(changed))
-    return network, native, Receipt(kept, changed, receipt.new, receipt.unused, rules)
+    return network, native, Receipt(kept, changed, receipt.new, receipt.unused, rules, doubts)
 
 
 def _pairs(network: nn.Module) -> list[tuple[str, str, float]]:

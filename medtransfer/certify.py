@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,13 +67,14 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
     -------
     list of Certificate
         Gray images, and where the network can be inflated: a stack constant in depth under ``centre`` and
-        ``mean``, and each ACS layer on the slices of its plane.
+        ``mean``; each ACS layer on the slices of its plane; and the whole ACS network on a volume against the
+        3D network whose kernels are zero but for their middle plane.
     """
     arch, network, mean, std, label = _original(name, seed)
     own = 224 if arch.has_token else 2 * arch.min_side + 1 if arch.min_side == 32 else arch.min_side
     side = side or own
     generator = torch.Generator().manual_seed(seed)
-    found = []
+    found, whole = [], copy.deepcopy(network)
     for dims in sorted({2, *arch.dims}):
         if dims == 3 and dims not in arch.dims:
             continue
@@ -84,8 +86,10 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
         small = max(arch.min_side, 33)
         flat = torch.rand(1, arch.channels, small, small, generator=generator, dtype=torch.float64)
         for how in ("centre", "mean"):
-            found.append(_constant_stack(arch, name, how, flat, label, seed))
-        found.append(_acs(arch, name, flat, label, seed))
+            found.append(_constant_stack(arch, whole, how, flat, label))
+        found.append(_acs(arch, whole, flat, label))
+        volume = torch.rand(1, arch.channels, small, small + 4, small + 2, generator=generator, dtype=torch.float64)
+        found.append(_acs_whole(arch, whole, volume, label))
     return found
 
 
@@ -193,15 +197,14 @@ def _gray(
     return Certificate(label, f"a gray {side} image in [0, 1] gives what {colours} gives", _relative(found, wanted))
 
 
-def _deep(arch: Architecture, name: str, how: Inflation, seed: int) -> tuple[nn.Module, nn.Module]:
-    _, flat, *_ = _original(name, seed)
-    _, deep, *_ = _original(name, seed)
+def _deep(network: nn.Module, how: Inflation) -> nn.Module:
+    deep = copy.deepcopy(network)
     inflate(deep, how)
-    return flat, deep
+    return deep
 
 
-def _constant_stack(arch: Architecture, name: str, how: Inflation, image: Tensor, label: str, seed: int) -> Certificate:
-    flat, deep = _deep(arch, name, how, seed)
+def _constant_stack(arch: Architecture, flat: nn.Module, how: Inflation, image: Tensor, label: str) -> Certificate:
+    deep = _deep(flat, how)
     worst = 0.0
     x, y = image, image[:, :, None].expand(-1, -1, 32, -1, -1)
     with torch.no_grad():
@@ -213,8 +216,8 @@ def _constant_stack(arch: Architecture, name: str, how: Inflation, image: Tensor
     )
 
 
-def _acs(arch: Architecture, name: str, image: Tensor, label: str, seed: int) -> Certificate:
-    flat, deep = _deep(arch, name, "acs", seed)
+def _acs(arch: Architecture, flat: nn.Module, image: Tensor, label: str) -> Certificate:
+    deep = _deep(flat, "acs")
     originals = dict(flat.named_modules())
     errors: list[float] = []
 
@@ -241,6 +244,34 @@ def _acs(arch: Architecture, name: str, image: Tensor, label: str, seed: int) ->
     )
 
 
+def _acs_whole(arch: Architecture, flat: nn.Module, volume: Tensor, label: str) -> Certificate:
+    acs, dense = _deep(flat, "acs"), _deep(flat, "centre")
+    for path, original in flat.named_modules():
+        if isinstance(original, nn.Conv2d):
+            twin = dense.get_submodule(path)
+            assert isinstance(twin, nn.Conv3d)
+            twin.weight = nn.Parameter(_middle_planes(original.weight.detach(), original.groups))
+    worst, x, y = 0.0, volume, volume
+    with torch.no_grad():
+        for stage, _ in arch.stages:
+            x, y = arch.stage(dense, stage)(x), arch.stage(acs, stage)(y)
+            worst = max(worst, _relative(y, x))
+    return Certificate(
+        label, "the whole ACS network on a volume gives what 3D kernels, zero but for one middle plane, give", worst
+    )
+
+
+def _middle_planes(kernels: Tensor, groups: int) -> Tensor:
+    """Kernels ``[out, in, k, k]`` in cubes of zeros: a third each in the axial, coronal and sagittal middle plane."""
+    out, side = len(kernels), kernels.shape[-1]
+    cubes = kernels.new_zeros(*kernels.shape[:2], side, side, side)
+    units = torch.arange(out).reshape(groups if groups > 1 else out, -1)
+    for axis, rows in enumerate(units.tensor_split(3)):
+        here = rows.flatten()
+        cubes.select(2 + axis, side // 2)[here] = kernels[here]
+    return cubes
+
+
 def _planes(module: ACSConv3d, original: nn.Conv2d, x: Tensor, output: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """For each plane, what the ACS layer gave on some slices and what the 2D layer gives on them."""
     for axis, (outs, _, groups) in enumerate(module.parts()):
@@ -248,7 +279,7 @@ def _planes(module: ACSConv3d, original: nn.Conv2d, x: Tensor, output: Tensor) -
             continue
         mine = output[:, outs].movedim(2 + axis, 0)
         for i in {0, len(mine) // 2, len(mine) - 1}:
-            plane = x.movedim(2 + axis, 0)[i * module.stride]
+            plane = x.movedim(2 + axis, 0)[module.first + i * module.stride]
             wanted = F.conv2d(
                 plane, original.weight, original.bias, original.stride, original.padding, original.dilation,
                 original.groups,

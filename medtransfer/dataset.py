@@ -57,6 +57,8 @@ class Prepared:
         Where prepared images are kept; None keeps nothing.
     memory_bytes : int
         Below this size all images stay in memory; above it they are read from the cache when asked for.
+    workers : int
+        Threads that prepare; 0 prepares in the calling one. The results are the same bytes.
     progress : bool
         Show a bar with rate and time left (never when piped).
     """
@@ -68,8 +70,10 @@ class Prepared:
         *,
         cache: Cache | None = None,
         memory_bytes: int = 4 * 2**30,
+        workers: int = 2,
         progress: bool = True,
     ) -> None:
+        self.workers = workers
         self.cases, self.prepare, self.cache, self.progress = cases, prepare, cache, progress
         self.memory_bytes = memory_bytes
         self.most = max((len(c.image) for c in cases if isinstance(c.image, tuple)), default=0)
@@ -105,7 +109,7 @@ class Prepared:
         return array
 
     def load(self, indices: Sequence[int]) -> None:
-        """Prepare cases ahead, two at a time, into memory or at least into the cache."""
+        """Prepare cases ahead, as many at a time as there are workers, into memory or at least into the cache."""
         from tqdm import tqdm
 
         wanted = [i for i in dict.fromkeys(indices) if not self._ready[i]]
@@ -138,8 +142,8 @@ class Prepared:
                 self._kept[index] = array
                 self._ready[index] = True
 
-        with ThreadPoolExecutor(2) as pool:
-            jobs = pool.map(keep, wanted)
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            jobs = pool.map(keep, wanted) if self.workers else map(keep, wanted)
             for _ in tqdm(
                 jobs,
                 total=len(wanted),

@@ -17,17 +17,18 @@ from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError
-from medtransfer.loop import Job
+from medtransfer.loop import Job, Watch
 from medtransfer.model import Model
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
 from medtransfer.run import Run, begin, environment, finish, save_checkpoint
 from medtransfer.split import Split
-from medtransfer.team import Team
+from medtransfer.team import Team, threads
 from medtransfer.training import stopping
 from medtransfer.tuned import Normalisation
 
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 def fit(
@@ -43,8 +44,11 @@ def fit(
     accelerator: str = "auto",
     devices: int = 1,
     nodes: int = 1,
+    strategy: Strategy = "auto",
     precision: Precision = "32-true",
+    workers: int = 2,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Run:
     """Fine-tune a model on the training part of each fold; the model passed in stays as it is.
 
@@ -65,8 +69,16 @@ def fit(
     devices, nodes : int
         Processes a machine, and machines: start that many with ``torchrun`` or ``srun``. A step and its batch stay
         what they are; each process computes its share.
-    precision : {'32-true', 'bf16-mixed'}
-        Of what learns; weights, frozen features and evaluation stay float32.
+    strategy : {'auto', 'ddp', 'fsdp'}
+        How several processes share the work: each holds the whole network (``ddp``, which ``auto`` takes).
+    precision : {'32-true', 'bf16-mixed', '16-mixed'}
+        Of what learns; weights, frozen features and evaluation stay float32. ``16-mixed`` scales the loss, so that
+        small gradients do not vanish, and needs a CUDA device.
+    workers : int
+        Threads that read and prepare images, 0: none besides this one. It changes no number.
+    watch : function or None
+        Is given each entry of the log as it is written: a dict with fold, epoch, losses. What it raises ends the
+        call and leaves a run that can go on.
 
     Raises
     ------
@@ -97,6 +109,13 @@ def fit(
     }
     asked |= {} if precision == "32-true" else {"precision": precision}
     asked |= {"bag": cohort.bags} if cohort.bags else {}
+    if strategy == "fsdp":
+        raise ConfigError(
+            "sharded weights are not offered yet",
+            where="strategy",
+            got=strategy,
+            fix="strategy: ddp, recipe.tune: lora",
+        )
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -104,20 +123,23 @@ def fit(
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision=precision,
     )
+    if precision == "16-mixed" and fabric.device.type != "cuda":
+        raise ConfigError("16-mixed needs a CUDA device", where="precision", got=str(fabric.device),
+                          fix="precision: bf16-mixed, or 32-true")  # fmt: skip
     fabric.launch()
     team = Team(fabric)
     if team.first:
         begin(out, asked, cohort, split)
     team.wait()
     complete = begin(out, asked, cohort, split)
-    run = Run(out, cohort, split, prepare, str(fabric.device), progress and team.first)
+    run = Run(out, cohort, split, prepare, str(fabric.device), progress and team.first, workers)
     if complete:
         return run
     started = time.monotonic()
-    job = Job(team, run, model, recipe, augment, seed)
+    job = Job(team, run, model, recipe, augment, seed, watch, scaled=precision == "16-mixed")
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
-    with torch.random.fork_rng(), stopping() as stop:
+    with torch.random.fork_rng(), threads(team.size // nodes), stopping() as stop:
         for number, fold in enumerate(split.folds):
             if not (out / f"fold-{number}" / "model.safetensors").is_file():
                 job.fit_fold(number, fold, stop)
@@ -173,6 +195,13 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
         )
     ):
         raise ConfigError("the stages that learn have no normalisation", where="recipe.tune", fix="tune: all")
+    if "logistic" in (recipe.method, recipe.start) and d.head.attention:
+        raise ConfigError(
+            "method logistic does not learn how to weigh slices or images",
+            where="model.head.attention",
+            got=d.head.attention,
+            fix="attention: 0 (they are averaged), or method: probe",
+        )
     if "logistic" in (recipe.method, recipe.start) and not model.linear:
         raise ConfigError(
             "method logistic needs a linear head", where="model.head", got=repr(d.head),

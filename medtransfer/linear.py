@@ -128,7 +128,7 @@ def _chosen(
     from medtransfer.losses import criterion
 
     known, groups = np.flatnonzero(~np.isnan(y)), numbered(patients)
-    kinds = np.zeros(len(y)) if task == "regression" else np.nan_to_num(y, nan=-1)
+    kinds = np.zeros(len(y)) if task == "regression" else np.nan_to_num(y)
     fewest = min(len(set(groups[kinds == k])) for k in set(kinds[known]))
     count = max(2, min(inner, fewest))
     splitter = (GroupKFold if task == "regression" else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ from medtransfer.team import Team
 from medtransfer.training import State, Stop, average
 from medtransfer.tuned import choose, faster
 
+Watch = Callable[[dict[str, Any]], None]
 _BATCH = 32  # cases at once where nothing learns
 
 
@@ -43,6 +45,8 @@ class Job:
     recipe: Recipe
     augment: Augment
     seed: int
+    watch: Watch | None = None
+    scaled: bool = False
     _boundaries: dict[int, Boundary] = field(default_factory=dict, repr=False)
 
     def fit_fold(self, number: int, fold: Fold, stop: Stop) -> None:
@@ -129,9 +133,15 @@ class Job:
         entry = self.solved(number, fold, found)
         write(folder / "held_out.json", json.dumps(found.held_out.tolist()))
         write_json(folder / "history.json", [entry])
-        append(self.run.folder / "log.jsonl", entry)
+        self.log(entry)
         facts = {"description": self.model.description.to_json()}
         save_checkpoint(folder / "model.safetensors", fitted.state_dict(), facts)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Write an entry down and tell whoever watches."""
+        append(self.run.folder / "log.jsonl", entry)
+        if self.watch is not None:
+            self.watch(entry)
 
     def validate(self, chances: NDArray[np.float64], fold: Fold) -> dict[str, float | None]:
         """Loss and, for two classes, area under the ROC curve of a validation part."""
@@ -149,6 +159,7 @@ class _Training:
         self.job, self.team, self.recipe, self.fold, self.stop = job, job.team, job.recipe, fold, stop
         self.number, self.folder = number, job.run.folder / f"fold-{number}"
         self.device = job.team.fabric.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=job.scaled)
         cohort, train = job.run.cohort, list(fold.train)
         self.task, classes = cohort.task, len(cohort.classes)
         exact = torch.int64 if self.task in BY_CLASS else torch.float32
@@ -172,6 +183,8 @@ class _Training:
             fitted, found = self.job.solve(self.fold)
             model.load_state_dict(fitted.state_dict())
             state.begin(self.job.solved(self.number, self.fold, found), write=self.team.first)
+            if self.team.first:
+                self.job.log(state.history[0])
             self.team.wait()
         several = len(self.job.run.split.folds) > 1
         bar = tqdm(
@@ -181,6 +194,8 @@ class _Training:
             unit="epoch",
             disable=None if self.job.run.progress else True,
         )
+        if state.scale:
+            self.scaler.load_state_dict(state.scale)
         self.stop.listening = True
         with bar:
             while state.go_on():
@@ -189,10 +204,11 @@ class _Training:
                 state.history.append(entry)
                 if self.team.first:
                     state.next_epoch(entry["val_loss"])
+                    state.scale = self.scaler.state_dict()
                     state.save()
                     state.tidy()
                     facts = {"seconds": round(time.monotonic() - started, 3), "learning_rate": self._rate(state)}
-                    append(self.job.run.folder / "log.jsonl", entry | facts)
+                    self.job.log(entry | facts)
                 else:
                     state.next_epoch(entry["val_loss"], write=False)
                 self.team.wait()
@@ -203,19 +219,22 @@ class _Training:
             write_json(self.folder / "history.json", state.history)
         self._conclude(state)
 
+    def _frozen(self, learning: Sequence[str]) -> int:
+        """How many stages are computed once, where these learn."""
+        if learning and (self.job.model.description.by_slice or self.job.run.cohort.bags):
+            return 0  # slices, or the images of a bag, meet only after the last stage
+        return len(self.job.model.stages) - len(learning)
+
     def _rate(self, state: State) -> float:
         return float(max(group["lr"] for group in state.optimizer.param_groups))
 
     def _epoch(self, state: State) -> dict[str, Any]:
         recipe = self.recipe
         stages = recipe.trainable(state.epoch, list(state.model.stages))
-        first = len(state.model.stages) - len(stages)
-        if stages and (state.model.description.by_slice or self.job.run.cohort.bags):
-            first = 0  # slices, or the images of a bag, meet only after the last stage
         phase = next(p for p in recipe.phases() if p[0] <= state.epoch < p[1])
         state.enter(phase)
         choose(state.model, stages, recipe.tune, recipe.frozen_norms)
-        boundary = self.job.boundary(first)
+        boundary = self.job.boundary(self._frozen(stages))
         train = np.array(self.fold.train)
         size = recipe.batch_size * recipe.accumulate
         order = train[
@@ -245,6 +264,7 @@ class _Training:
         if not self.team.sum(float(self.stop.is_set())):
             return
         if self.team.first:
+            state.scale = self.scaler.state_dict()
             state.save()
         self.team.wait()
         raise Interrupted(
@@ -265,12 +285,14 @@ class _Training:
         for part in np.array_split(share, math.ceil(len(share) / recipe.batch_size)) if len(share) else []:
             loss = self._loss(state, boundary, part, view, generator)
             self._check(loss, part, state)
-            self.team.fabric.backward(loss.sum() / len(batch))
+            self.scaler.scale(loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach().sum())
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.team.sum_gradients(parameters)
+        self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
+        self.scaler.step(optimizer)  # left out where a scaled gradient is not finite
+        self.scaler.update()
         state.follow()
         state.loss_sum += self.team.sum(total)
         state.step += 1
@@ -319,7 +341,7 @@ class _Training:
         best = state.kept[0][1]
         phase = next((p for p in self.recipe.phases() if p[0] <= best < p[1]), (-1, 0))
         stages = self.recipe.trainable(best, list(state.model.stages))
-        boundary = self.job.boundary(len(state.model.stages) - len(stages))
+        boundary = self.job.boundary(self._frozen(stages))
         chosen, loss = [best], state.best
         for _, epoch in state.kept[1:]:
             if phase[0] <= epoch < phase[1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medtransfer.adapt import Native, Receipt, load, skeleton
 from medtransfer.backbones import Architecture, architecture
 from medtransfer.backbones.sources import find
+from medtransfer.backbones.tokens import laid_out
 from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
 from medtransfer.heads import Head, average
@@ -159,8 +160,12 @@ class Model(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
                 x = self.stages[name](x)
             if name in self.description.pool_from:
-                pooled += _pool(x, self.description.pool, architecture(self.description.arch).has_token)
+                pooled.append(self.pool(x))
         return torch.cat(pooled, 1), x
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Features ``[n, width]`` of a stage's maps ``[n, channels, ...]`` (tokens of a transformer)."""
+        return torch.cat(_pool(maps, self.description.pool, architecture(self.description.arch).has_token), 1)
 
     def maps(self, x: Tensor, stage: str) -> Tensor:
         """Feature maps ``[n, width, ...]`` after a stage; tokens of a transformer are laid out as the image they cover.
@@ -177,8 +182,7 @@ class Model(nn.Module):
         else:
             raise WeightsError(f"there is no stage '{stage}'", got=f"stages {', '.join(self.stages)}")
         if architecture(self.description.arch).has_token:
-            patch = round((torch.Size(shape).numel() / (x.shape[2] - 1)) ** (1 / len(shape)))
-            x = x[:, :, 1:].reshape(*x.shape[:2], *(s // patch for s in shape))
+            x = laid_out(x, shape)
         return x
 
     def _learns_until(self, name: str) -> bool:
@@ -342,7 +346,7 @@ def _assemble(description: Description, network: nn.Module, receipt: Receipt | N
         names = {n for n, _ in changed} & {*receipt.loaded, *(n for n, _ in receipt.reshaped)}
         reshaped = dict(receipt.reshaped) | {n: how for n, how in changed if n in names}
         kept = tuple(n for n in receipt.loaded if n not in names)
-        receipt = Receipt(kept, tuple(reshaped.items()), receipt.new, receipt.unused, receipt.rules)
+        receipt = replace(receipt, loaded=kept, reshaped=tuple(reshaped.items()))
         description = Description(**{**d.__dict__, "receipt": receipt.to_record()})
     stages = {name: arch.stage(network, name) for name in arch.kept(d.until)}
     return Model(description, stages, _width(stages, arch, description))

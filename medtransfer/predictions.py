@@ -24,8 +24,11 @@ class Source(Protocol):
     def record(self) -> dict[str, object]:
         """Everything the run wrote down about itself, as plain JSON types."""
 
-    def picture(self, case: str) -> NDArray[np.uint8] | None:
-        """The prepared image of a case, ``[rows, cols]`` or ``[rows, cols, 3]``, or None."""
+    def picture(self, case: str, at: int | None = None) -> NDArray[np.uint8] | None:
+        """The prepared image of a case, ``[rows, cols]`` or ``[rows, cols, 3]``, of a volume one slice, or None."""
+
+    def heatmap(self, case: str, class_index: int) -> NDArray[np.float32] | None:
+        """Where the evidence for a class lies in a case's prepared image, in [0, 1] in its shape, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,20 @@ class Predictions:
         if len(self.classes) != 2:
             raise MetricError("a positive class exists only among two", got=f"{len(self.classes)} classes")
         return self.probability[:, 1]
+
+    def label(self, name: str) -> Predictions:
+        """One label of a multi-label task as a task of two classes, ``'no <label>'`` and the label."""
+        if self.task != "multilabel" or name not in self.classes:
+            raise MetricError(f"there is no label '{name}'", got=f"{self.task} of {', '.join(self.classes)}")
+        k = self.classes.index(name)
+        said, chance = self.reference[:, k], self.probability[:, k]
+        return replace(
+            self,
+            reference=np.where(np.isnan(said), -1, said).astype(np.int64),
+            probability=np.stack([1 - chance, chance], axis=1),
+            classes=(f"no {name}", name),
+            task="classification",
+        )
 
     def take(
         self, keep: NDArray[np.bool_] | NDArray[np.int64] | Callable[[Predictions], NDArray[np.bool_]]

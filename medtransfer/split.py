@@ -133,6 +133,15 @@ class Split:
             return {part.name: part for part in self.folds[0].parts()}
         return {f"fold {i + 1}": fold.test for i, fold in enumerate(self.folds)}
 
+    def inner(self, cohort: Cohort, *, fold: int = 0, folds: int = 3, seed: int = 0) -> tuple[Cohort, Split]:
+        """The training part of a fold as a cohort, and patient-grouped folds inside it to choose by.
+
+        Nested cross-validation chooses on these, once for each outer fold, and tests on the outer fold.
+        """
+        self.check(cohort)
+        part = cohort.take(list(self.folds[fold].train))
+        return part, split_by_patient(part, folds=folds, seed=seed + 104729 * fold)
+
     def save(self, path: str | Path) -> None:
         """Write the split as JSON, whole or not at all; cases stand in it by pseudonym only."""
         folds = [{p.name: [self.aliases[i] for i in p] for p in fold.parts()} for fold in self.folds]
@@ -214,6 +223,7 @@ def split_by_patient(
     val: float = 0.15,
     test: float = 0.15,
     folds: int | None = None,
+    repeats: int = 1,
     seed: int = 0,
     official: bool = False,
 ) -> Split:
@@ -227,6 +237,9 @@ def split_by_patient(
         and ``test`` is not used.
     folds : int or None
         Number of folds, each case being tested in one; None makes a holdout.
+    repeats : int
+        How often the folds are drawn anew: each case is then tested that many times, always by a model that has not
+        seen its patient. Folds are numbered on over the repeats; the first repeat is what ``repeats=1`` gives.
     seed : int
         The same cohort and seed give the same split, whatever the order of the rows.
     official : bool
@@ -249,7 +262,7 @@ def split_by_patient(
     Patients are shuffled, ordered from the largest to the smallest, and each goes where it leaves the
     smallest squared deviation from the wanted class counts, relative to these.
     """
-    _check_fractions(val, test, folds, official)
+    _check_fractions(val, test, folds, official, repeats)
     if official:
         return _official(cohort, val, seed)
     everyone = np.arange(len(cohort))
@@ -258,17 +271,21 @@ def split_by_patient(
         wanted = [_divide(cohort, everyone, shares, seed)]
         scheme = f"holdout by patient, stratified by class: val {val:g}, test {test:g}"
         return _assemble(cohort, wanted, scheme=scheme, seed=seed)
-    tests = _divide(cohort, everyone, {f"fold {i + 1}": 1 / folds for i in range(folds)}, seed)
-    wanted = []
-    for i, held_out in enumerate(tests.values()):
-        rest = np.setdiff1d(everyone, held_out)
-        inner = _divide(cohort, rest, {"train": 1 - val, "val": val}, seed + 1000003 * (i + 1))
-        wanted.append({**inner, "test": held_out})
-    scheme = f"{folds} folds by patient, stratified by class: val {val:g} of the rest"
+    names, wanted = {f"fold {i + 1}": 1 / folds for i in range(folds)}, []
+    for repeat in range(repeats):
+        for held_out in _divide(cohort, everyone, names, seed + 7919 * repeat).values():
+            rest = np.setdiff1d(everyone, held_out)
+            inner = _divide(cohort, rest, {"train": 1 - val, "val": val}, seed + 1000003 * (len(wanted) + 1))
+            wanted.append({**inner, "test": held_out})
+    often = f"{repeats} times " if repeats > 1 else ""
+    scheme = f"{often}{folds} folds by patient, stratified by class: val {val:g} of the rest"
     return _assemble(cohort, wanted, scheme=scheme, seed=seed)
 
 
-def _check_fractions(val: float, test: float, folds: int | None, official: bool) -> None:
+def _check_fractions(val: float, test: float, folds: int | None, official: bool, repeats: int) -> None:
+    if repeats < 1 or (repeats > 1 and folds is None):
+        what = "only folds can be repeated" if repeats > 1 else "folds are drawn at least once"
+        raise SplitError(what, got=f"repeats={repeats}", fix="folds=5, repeats=3")
     if folds is not None and (folds < 2 or official):
         what = "an official split has no folds" if official else "there must be at least two folds"
         raise SplitError(what, got=f"folds={folds}", fix="leave out folds" if official else "folds=5")

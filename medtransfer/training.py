@@ -19,7 +19,7 @@ from medtransfer.recipe import Recipe
 from medtransfer.run import read_checkpoint, save_checkpoint
 from medtransfer.tuned import Adapters
 
-_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history")
+_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history", "scale")
 
 
 class Stop(threading.Event):
@@ -51,6 +51,7 @@ class State:
     kept: list[tuple[float, int]] = field(default_factory=list)
     waited: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    scale: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(cls, model: Model, recipe: Recipe, folder: Path, seed: int) -> State:

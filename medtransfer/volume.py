@@ -32,8 +32,8 @@ class ACSConv3d(nn.Module):
 
     The output channels are parted in three: the first part convolves axial slices, the second coronal and
     the third sagittal ones, each with the 2D kernels as they were. Grouped convolutions part their groups
-    (two groups leave the coronal plane out).
-    No weight is added or lost.
+    (two groups leave the sagittal plane out). Each answer stands at the middle of what its kernel saw, so that
+    it equals a 3D convolution whose kernels are zero but for their middle plane. No weight is added or lost.
     """
 
     def __init__(self, flat: nn.Conv2d) -> None:
@@ -46,13 +46,18 @@ class ACSConv3d(nn.Module):
         self.weight = nn.Parameter(flat.weight.detach().clone())
         self.bias = None if flat.bias is None else nn.Parameter(flat.bias.detach().clone())
 
+    @property
+    def first(self) -> int:
+        """The first slice that a plane looks at: the middle of the first kernel of the other two axes."""
+        return self.dilation * (self.kernel // 2) - self.padding
+
     def parts(self) -> list[tuple[slice, slice, int]]:
         """For each plane its output channels, its input channels, and its groups."""
-        out = self.weight.shape[0]
-        if self.groups == 1:
-            ends = [0, -(-out // 3), -(-out // 3) + -(-(out - -(-out // 3)) // 2), out]
+        out, whole = self.weight.shape[0], self.groups == 1
+        third, more = divmod(out if whole else self.groups, 3)
+        ends = [third * i + min(i, more) for i in range(4)]
+        if whole:
             return [(slice(a, b), slice(None), 1) for a, b in pairwise(ends)]
-        ends = [round(self.groups * i / 3) for i in range(4)]
         o, i = out // self.groups, self.in_channels // self.groups
         return [(slice(a * o, b * o), slice(a * i, b * i), b - a) for a, b in pairwise(ends)]
 
@@ -63,11 +68,12 @@ class ACSConv3d(nn.Module):
                 continue
             weight = self.weight[outs].unsqueeze(2 + axis)
             padding = [self.padding] * 3
-            padding[axis] = 0
+            padding[axis] = max(0, -self.first)
             dilation = [self.dilation] * 3
             dilation[axis] = 1
             bias = None if self.bias is None else self.bias[outs]
-            answers.append(F.conv3d(x[:, ins], weight, bias, self.stride, padding, dilation, groups))
+            seen = x[:, ins].narrow(2 + axis, max(0, self.first), x.shape[2 + axis] - max(0, self.first))
+            answers.append(F.conv3d(seen, weight, bias, self.stride, padding, dilation, groups))
         sides = [min(a.shape[i] for a in answers) for i in (2, 3, 4)]
         return torch.cat([a[:, :, : sides[0], : sides[1], : sides[2]] for a in answers], 1)
 

@@ -43,6 +43,8 @@ class Weights:
         Of that file.
     licence, origin : str
         What is known about them.
+    side : int or None
+        Side in pixels or voxels of the images they were pretrained on; None where that is not known.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Weights:
     sha256: str = ""
     licence: str = "not stated"
     origin: str = ""
+    side: int | None = None
 
     def to_record(self) -> dict[str, object]:
         """Plain types, without the folder the file lies in."""

@@ -1,6 +1,7 @@
 """Checkpoints of other people: taken by rule, or refused with a reason."""
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from medtransfer.adapt import load
 from medtransfer.backbones import ARCHITECTURES
 from medtransfer.certify import fill
 from medtransfer.checkpoints import read_tensors
-from medtransfer.errors import WeightsError
+from medtransfer.errors import MedTransferWarning, WeightsError
 from medtransfer.model import load_model
+from medtransfer.witness import misplaced
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -200,6 +202,43 @@ def test_two_kernels_that_changed_places_are_found(shared, tmp_path):
         load_model(str(tmp_path / "w.safetensors"), **options)
     save_file(good, tmp_path / "w.safetensors")
     load_model(str(tmp_path / "w.safetensors"), **options)
+
+
+def units_swapped(tensors, *pairs):
+    """Every tensor of two modules exchanged, pair by pair."""
+    found = dict(tensors)
+    for a, b in pairs:
+        for key in tensors:
+            if key.startswith(f"{a}."):
+                other = key.replace(a, b, 1)
+                found |= {key: tensors[other], other: tensors[key]}
+    return found
+
+
+def test_layers_that_changed_places_with_their_normalisation_are_doubted(shared, tmp_path):
+    file = next((shared / "imagenet_mobilenet_v2").glob("*.safetensors"))
+    good, options = read_tensors(file), {"arch": "mobilenet_v2", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    body = {k: v for k, v in good.items() if not k.startswith("classifier")}
+    pairs = [(f"features.8.conv.1.{i}", f"features.10.conv.1.{i}") for i in (0, 1)]
+    save_file(units_swapped(body, *pairs), tmp_path / "w.safetensors")
+    with pytest.warns(MedTransferWarning, match=r"features\.8\.conv\.1\.0 and features\.10\.conv\.1\.0.*source"):
+        model = load_model(str(tmp_path / "w.safetensors"), **options)
+    assert "features.8.conv.1.0" in model.description.receipt["doubts"][0]
+    save_file(body, tmp_path / "w.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = load_model(str(tmp_path / "w.safetensors"), **options)
+    assert model.description.receipt["doubts"] == []
+
+
+def test_asking_leaves_the_network_as_it_was(shared):
+    folder = shared / "imagenet_resnet18_partial"
+    tensors = read_tensors(folder / "resnet18_imagenet1k_v1_stem_to_layer3_torchvision.safetensors")
+    arch = ARCHITECTURES["resnet18"]
+    network, _, _ = load(arch, tensors, until="layer3", allow_new=("layer4",))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    assert misplaced(arch, network, arch.kept("layer3")) is None
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
 def test_code_inside_a_checkpoint_does_not_run(tmp_path):

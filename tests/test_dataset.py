@@ -36,7 +36,6 @@ def test_what_comes_from_the_cache_is_what_was_prepared(cases, tmp_path, monkeyp
     assert np.array_equal(first.batch(range(12)).numpy(), again.batch(range(12)).numpy())
 
 
-
 def test_other_settings_and_other_content_are_never_taken_for_the_same(cases, tmp_path):
     before = prepared(cases, tmp_path).one(0)
     assert prepared(cases, tmp_path, size=10).one(0).shape == (1, 10, 10)

@@ -210,6 +210,14 @@ def test_learning_learns(tmp_path):
         ({"prepare": {"size": 48, "window_hu": ["lung", "bone"]}}, "window"),
         ({"recipe": {"unfreeze_from": "layer7"}}, "layer7"),
         ({"recipe": {"method": "logistic"}, "model": {"head": Head(hidden=(3,))}}, "linear head"),
+        (
+            {
+                "recipe": {"method": "logistic"},
+                "prepare": {"size": (8, 8, 8)},
+                "model": {"dims": 3, "depth": "slices", "head": Head(attention=4)},
+            },
+            "weigh slices",
+        ),
         ({"split": {"folds": 3, "val": 0}}, "validation"),
     ],
 )

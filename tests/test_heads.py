@@ -113,3 +113,41 @@ def test_attention_finds_the_image_that_matters():
         optimizer.step()
     weights = head[0].weights(items)[target == 1]
     assert (weights.argmax(1) == (torch.arange(80) % 6)[target == 1]).float().mean() > 0.9
+
+
+REFERENCES = {
+    "classification": lambda score: torch.bucketize(score[:, 0].contiguous(), torch.tensor([-0.5, 0.5])),
+    "multilabel": lambda score: (score > 0).float().masked_fill(torch.rand_like(score) < 0.2, torch.nan),
+    "ordinal": lambda score: torch.bucketize(score[:, 0].contiguous(), torch.tensor([-0.5, 0.5])),
+    "regression": lambda score: score.masked_fill(torch.rand_like(score) < 0.2, torch.nan),
+}
+
+
+@pytest.mark.parametrize("attention", [0, 8])
+@pytest.mark.parametrize("task", REFERENCES)
+def test_dense_heads_learn_what_a_line_cannot_for_every_task(task, attention):
+    """The reference is the product of two features: no linear head can tell it."""
+    torch.manual_seed(0)
+    x = torch.randn(600, 4)
+    score = torch.stack([x[:, 0] * x[:, 1], x[:, 2].abs() - 0.7, -x[:, 0] * x[:, 1]], 1)
+    target = REFERENCES[task](score)
+    items = x[:, None].expand(-1, 3, -1) if attention else x
+    truth = target if target.ndim == 1 else score
+    right = {}
+    for name, hidden in (("line", ()), ("dense", (64, 32))):
+        head = Head(hidden=hidden, dropout=0.05, batchnorm=True, attention=attention).build(4, 3, task)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+        for _ in range(150):
+            optimizer.zero_grad()
+            task_loss(task)(head(items[:400]), target[:400]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            found = task_probabilities(task)(head.eval()(items[400:]))
+        assert found.shape == (200, 3)
+        if task in ("classification", "ordinal"):
+            right[name] = float((found.argmax(1) == truth[400:]).float().mean())
+        elif task == "multilabel":
+            right[name] = float(((found > 0.5) == (truth[400:] > 0)).float().mean())
+        else:
+            right[name] = 1 - float((found - truth[400:]).square().mean() / truth[400:].var())
+    assert right["dense"] > 0.8 > right["line"] + 0.1

@@ -56,19 +56,30 @@ def some(names, quick):
     return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", some([n for n, a in ARCHITECTURES.items() if a.dims == (2,)], QUICK))
-def test_a_gray_image_gives_what_its_replica_gives_the_original(name, tmp_path):
-    network = original(name)
+@pytest.fixture
+def float64():
+    """Networks and images in double precision: rounding must not decide."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "name", some([n for n, a in ARCHITECTURES.items() if a.dims == (2,) and a.channels == 3], QUICK)
+)
+def test_a_gray_image_gives_what_its_replica_gives_the_original(name, tmp_path, float64):
+    network = original(name).double()  # Swin V2 keeps a table in single precision
     side = {"inception_v3": 75}.get(name, 224 if "vit" in name else 65)
     mean, std = (MEAN, STD) if name != "inception_v3" else ((0.5,) * 3, (0.5,) * 3)
     x = torch.rand(2, 1, side, side)
     normal = (x.expand(-1, 3, -1, -1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     wanted = pooled_features(network, normal)
-    model = load_model(saved(network, tmp_path / "w.safetensors"), arch=name, mean=mean, std=std).eval()
+    model = load_model(saved(network, tmp_path / "w.safetensors"), arch=name, mean=mean, std=std).double().eval()
     with torch.no_grad():
         found = model.features(x)
     assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()  # float32; float64 is certified below
+    assert found.dtype == torch.float64
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
     assert not model.description.receipt["new"]
     assert model.width == wanted.shape[1]
 
@@ -80,7 +91,7 @@ def test_certificates_hold(name):
     found = certify(name)
     assert all(c.holds for c in found), "\n".join(map(str, found))
     arch = ARCHITECTURES[name]
-    assert len(found) == len(arch.dims) + 3 * arch.inflatable
+    assert len(found) == len(arch.dims) + 4 * arch.inflatable
 
 
 def test_a_certificate_fails_where_the_arithmetic_is_wrong(monkeypatch):
@@ -149,6 +160,22 @@ def test_acs_convolves_each_plane_with_the_2d_kernel(groups):
             for i in range(0, 9, 2):
                 wanted = conv(x.select(2 + axis, i))[:, channels]
                 assert torch.allclose(found[:, channels].select(2 + axis, i // 2), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize(("side", "stride", "padding"), [(3, 1, 0), (4, 4, 0), (5, 2, 2), (3, 2, 1), (1, 2, 1)])
+def test_an_acs_answer_stands_in_the_middle_of_what_was_seen(side, stride, padding):
+    """A kernel that only looks at its middle answers with the voxel there, whichever plane it lies in."""
+    conv = nn.Conv2d(1, 3, side, stride, padding, bias=False).double()
+    with torch.no_grad():
+        conv.weight.zero_()[:, :, side // 2, side // 2] = 1
+        x = torch.rand(1, 1, 13, 17, 15, dtype=torch.float64)
+        axial, coronal, sagittal = ACSConv3d(conv)(x)[0]
+    assert torch.equal(axial, coronal)
+    assert torch.equal(axial, sagittal)
+    start = side // 2 - padding
+    if start >= 0:
+        picked = x[0, 0, start::stride, start::stride, start::stride]
+        assert torch.equal(axial, picked[tuple(slice(n) for n in axial.shape)])
 
 
 def test_position_embeddings_of_another_size_are_torchvisions_interpolation(tmp_path):
@@ -321,6 +348,39 @@ def test_without_a_network_the_refusal_is_immediate_and_says_what_goes_where(mon
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE.*resnet18-f37072fd.pth.*f37072fd.*hub/checkpoints"):
         fetch("imagenet/resnet18")
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDTRANSFER_OFFLINE"])
+def test_every_offline_switch_is_obeyed(switch, monkeypatch):
+    import medtransfer.backbones.sources as module
+
+    monkeypatch.setattr(module, "download", lambda *args: pytest.fail("a connection was asked for"))
+    monkeypatch.setenv(switch, "true")
+    with pytest.raises(WeightsError, match=switch):
+        module.fetch("imagenet/mobilenet_v2")
+
+
+def test_torch_home_is_where_imagenet_weights_are_looked_for(tmp_path):
+    from medtransfer.backbones.sources import imagenet_file
+
+    file = tmp_path / "torch" / "hub" / "checkpoints" / "mobilenet_v2-7ebf99e0.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"another file")
+    with pytest.raises(WeightsError, match=r"not the published one.*instead of 7ebf99e0"):
+        imagenet_file("mobilenet_v2")
+
+
+def test_the_list_says_what_is_known_of_all_weights():
+    from medtransfer.backbones.sources import overview
+
+    rows = {row["name"]: row for row in overview()}
+    assert all(row[k] for row in rows.values() for k in ("arch", "dims", "side", "source", "licence", "status"))
+    published = [row for name, row in rows.items() if name.startswith("imagenet/")]
+    assert all(float(row["parameters"]) > 0 and row["mean"] and row["std"] for row in published)
+    assert rows["imagenet/inception_v3"]["side"] == "299"
+    assert rows["imagenet/vgg16"]["parameters"] == "14.7"  # the convolutions' 14 714 688
+    assert (rows["embedded/compact3d"]["dims"], rows["embedded/compact3d"]["side"]) == ("3D", "32")
+    assert float(rows["embedded/compact2d"]["parameters"]) == pytest.approx(0.9, abs=0.05)
 
 
 def test_check_counts_and_leaves_nothing_unexplained():

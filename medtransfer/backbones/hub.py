@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from medtransfer.backbones.architecture import Architecture, Stages
 from medtransfer.cache import file_digest
@@ -97,9 +100,25 @@ def timm_weights(name: str, *, fetch: bool = False) -> Weights:
             )
         refuse_offline(name, filename, "", place)
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
-        found = hub.hf_hub_download(repo, filename)
+        try:
+            _reach(hub.hf_hub_url(repo, filename))
+            found = hub.hf_hub_download(repo, filename)
+        except (OSError, hub.errors.HfHubHTTPError) as error:
+            raise WeightsError(
+                "the download failed",
+                where=name,
+                got=type(error).__name__,
+                fix=f"fetch {filename} of {repo} on a connected machine and put it into {place}; its hash is not "
+                "published in advance, 'weights export' pins that of the file that was fetched",
+            ) from error
     file = Path(found)
     return Weights(
         name, name, tuple(settings.mean), tuple(settings.std), file, file_digest(file),
-        licence=settings.license or "not stated", origin=f"timm {model}",
+        licence=settings.license or "not stated", origin=f"timm {model}", side=int(settings.input_size[-1]),
     )  # fmt: skip
+
+
+def _reach(address: str) -> None:
+    """Fail at once where there is no network: the hub's client would try again and again."""
+    with contextlib.suppress(HTTPError), urlopen(Request(address, method="HEAD"), timeout=10):  # noqa: S310 https
+        pass

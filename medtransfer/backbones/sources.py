@@ -71,7 +71,7 @@ def imagenet_file(arch: str, *, fetch: bool = False) -> Weights:
     mean, std = _normalisation(arch, entry)
     return Weights(
         f"imagenet/{arch}", arch, mean, std, file, digest, "BSD-3-Clause (torchvision)",
-        f"torchvision {entry}, ImageNet-1k",
+        f"torchvision {entry}, ImageNet-1k", int(entry.transforms().crop_size[0]),
     )  # fmt: skip
 
 
@@ -172,16 +172,15 @@ def overview() -> list[dict[str, str]]:
     """Every architecture and every imported record.
 
     Each row has ``name``, ``arch``, ``dims``, ``parameters`` (millions, without the top), ``side`` (native
-    resolution in pixels), ``mean`` and ``std`` (of the pretraining), ``source``, ``licence`` and ``status``.
+    resolution in pixels, 'any' where none is known), ``mean`` and ``std`` (of the pretraining), ``source``,
+    ``licence`` and ``status``.
     """
     from torchvision import models
 
     folder = _hub_folder()
     rows = []
     for arch in ARCHITECTURES.values():
-        row = {"name": f"random/{arch.name}", "arch": arch.name, "dims": "2D, 3D" if arch.dims == (2, 3) else "2D"}
-        if arch.dims == (2,) and arch.inflatable:
-            row["dims"] = "2D, 3D by inflation"
+        row = {"name": f"random/{arch.name}", "arch": arch.name, "dims": _dims(arch)}
         row |= {"parameters": _millions(arch), "side": "any", "mean": "", "std": ""}
         row |= {"source": arch.source, "licence": arch.licence, "status": "own file needed"}
         if arch.source == "torchvision, ImageNet-1k":
@@ -191,18 +190,27 @@ def overview() -> list[dict[str, str]]:
             row |= {"mean": _numbers(mean), "std": _numbers(std)}
             row["status"] = "on this machine" if (folder / _published(arch)[0]).is_file() else "to be fetched"
         rows.append(row)
-    for w in (*embedded().values(), *stored()):
-        row = {"name": w.name, "arch": w.arch, "dims": "", "parameters": "", "side": "any", "mean": _numbers(w.mean)}
-        row |= {"std": _numbers(w.std), "source": w.origin, "licence": w.licence}
-        kind = "in the package" if w.name.startswith("embedded/") else "imported"
+    own = embedded()
+    rows = [row for row in rows if row["arch"] not in {w.arch for w in own.values()}]  # listed with their weights
+    for w in (*own.values(), *stored()):
+        known = ARCHITECTURES.get(w.arch)  # none for timm's
+        row = {"name": w.name, "arch": w.arch, "dims": _dims(known) if known else "2D", "mean": _numbers(w.mean)}
+        row |= {"std": _numbers(w.std), "source": w.origin, "licence": w.licence, "side": str(w.side or "any")}
+        row["parameters"] = _millions(known) if known else ""
+        kind = "in the package" if w.name in own else "imported"
         rows.append(row | {"status": f"{kind}, sha256 {w.sha256[:12]}"})
     return rows
+
+
+def _dims(arch: Architecture) -> str:
+    own = ", ".join(f"{d}D" for d in arch.dims)
+    return f"{own}, 3D by inflation" if arch.inflatable and 3 not in arch.dims else own
 
 
 def _millions(arch: Architecture) -> str:
     """Parameters and statistics without the top, in millions; empty where a package is missing."""
     try:
-        return f"{sum(_size(shape) for shape in shapes_of(arch.name).values()) / 1e6:.1f}"
+        return f"{sum(_size(shape) for shape in shapes_of(arch.name, arch.dims[0]).values()) / 1e6:.1f}"
     except MissingPackage:
         return ""
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from medtransfer.metrics.decision import interventions_avoided, treat_all
 from medtransfer.metrics.intervals import Estimate
-from medtransfer.report import drawings, figures
+from medtransfer.report import drawings, explained, figures
 from medtransfer.report.checklist import checklist
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def content(result: Evaluation, *, drawn: bool = True) -> dict[str, Any]:
         "thresholds": _thresholds(result),
         "natural": natural(result) if binary else None,
         "checklist": checklist(result, author),
-        "errors": _gallery(result) if drawn else [],
+        "explained": explained.content(result) if drawn else {},
         "decisions": _decisions(result) if binary else [],
         "points": _points(result) if binary and drawn else Markup("null"),
         "fig": _figures(result, record, binary) if drawn else {},
@@ -184,15 +184,6 @@ def _points(result: Evaluation) -> Markup:
         "start": int(np.searchsorted(cuts, own)),
     }
     return Markup(json.dumps(data).replace("<", "\\u003c"))  # noqa: S704  numbers only
-
-
-def _gallery(result: Evaluation) -> list[dict[str, Any]]:
-    source = result.predictions.source
-    shown = []
-    for mistake in result.most_confident_errors(6 if len(result.predictions.classes) < 4 else 3)[:18]:
-        image = source.picture(mistake.case) if source is not None else None
-        shown.append({"mistake": mistake, "image": drawings.png(image) if image is not None else None})
-    return shown
 
 
 def _figures(result: Evaluation, record: dict[str, Any], binary: bool) -> dict[str, Markup]:

@@ -57,9 +57,8 @@ def main() -> None:
             times[name].append((time.process_time() - cpu, time.perf_counter() - wall))
         found = {name: np.median(np.array(t[1:]), axis=0) for name, t in times.items()}
         same = float((ours() - monai("gaussian", batch)).abs().max())
-    print(
-        f"{options.net}, {size}^3, {count} windows of {options.window}^3, batch {batch}, {torch.get_num_threads()} threads"
-    )
+    threads = torch.get_num_threads()
+    print(f"{options.net}, {size}^3, {count} windows of {options.window}^3, batch {batch}, {threads} threads")
     for name, (cpu, wall) in found.items():
         print(f"{name:16s} {cpu:8.2f} s CPU {wall:8.2f} s wall")
     ours_, pure_, monai_ = found["medtransfer"], found["pure"], found["MONAI, defaults"]

@@ -1,5 +1,7 @@
 """Decoders on encoders: shapes, strides, freezing, and that a checkpoint is enough to build them again."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -34,7 +36,7 @@ def test_any_encoder_answers_for_every_voxel(name, dims, more):
         assert segmenter(x).shape == (2, 3, *x.shape[2:])
         levels = segmenter.pyramid(x)
     assert levels[0].shape[2:] == x.shape[2:]
-    assert [a.shape[2] >= b.shape[2] for a, b in zip(levels, levels[1:], strict=False)] == [True] * (len(levels) - 1)
+    assert [a.shape[2] >= b.shape[2] for a, b in pairwise(levels)] == [True] * (len(levels) - 1)
 
 
 def test_sizes_that_no_stride_divides_are_answered_too():

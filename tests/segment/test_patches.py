@@ -1,6 +1,7 @@
 """Grids, patches, losses and post-processing: image and mask must stay together, and come back where they were."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_streamed_planes_are_those_of_the_whole(monkeypatch):
     rng = np.random.default_rng(1)
     whole = torch.from_numpy(rng.random((2, 31, 6, 5), dtype=np.float32))
     cuts = [0, 4, 5, 13, 27, 31]
-    slabs = ((a, b, whole[:, a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    slabs = ((a, b, whole[:, a:b]) for a, b in pairwise(cuts))
     matrices = [resampling_matrix(31, 47, 31 / 47), None, resampling_matrix(5, 3, 5 / 3)]
     found = list(infer._natively(slabs, matrices, 47))
     assert [f[0] for f in found[1:]] == [f[1] for f in found[:-1]]
@@ -157,8 +158,8 @@ def test_dice_and_components_by_hand():
 
 
 def test_a_plan_is_written_readably_and_read_back(tmp_path):
-    found = Fingerprint(n=20, shape=(320, 320, 24), spacing_mm=(0.7, 0.7, 5.0), finest_mm=(0.6, 0.6, 4.0), modality="CT",
-                        intensity=(-120.0, 240.0))  # fmt: skip
+    found = Fingerprint(n=20, shape=(320, 320, 24), spacing_mm=(0.7, 0.7, 5.0), finest_mm=(0.6, 0.6, 4.0),
+                        modality="CT", intensity=(-120.0, 240.0))  # fmt: skip
     plan = Plan.for_data(found, memory_gb=4)
     assert plan.window_hu == ((-120.0, 240.0),)
     assert plan.mirror == ()

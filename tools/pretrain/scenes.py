@@ -174,7 +174,7 @@ def draw_scenes(n: int, dims: int, side: int, generator: torch.Generator) -> Sce
         a |= extra
     elif physics == "grain":
         image = image + d.each(0, 0.12) * d.noise(d.each(-1, 1.5), 0.6)
-    clean, image = _scaled(clean, image)
+    clean, image = scaled(clean, image)
     numbers = [a[name].reshape(n) for name in NUMBERS]
     chosen = [torch.full((n,), float(b == background)) for b in BACKGROUNDS]
     chosen += [torch.full((n,), float(p == physics)) for p in PHYSICS]
@@ -249,7 +249,7 @@ def _ultrasound(d: Draw, image: Tensor, clean: Tensor, lesion: Tensor) -> tuple[
     return echo, {"speckle": strength, "shadow": there * shadow}
 
 
-def _scaled(clean: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+def scaled(clean: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Both on the scale where the image's middle 98 % fill [0, 1]."""
     ordered = image.flatten(1).sort(1).values
     last = ordered.shape[1] - 1
@@ -258,13 +258,24 @@ def _scaled(clean: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return (clean - low) / span, (image - low) / span
 
 
-def scene_bank(count: int, dims: int, side: int, seed: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """``count`` scenes as uint8 maps ``[count, 4, ...]`` and attributes ``[count, A]``; the same for the same seed."""
+def scene_bank(
+    count: int, dims: int, side: int, seed: int, chunk: int, projections: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """``count`` scenes as uint8 maps ``[count, 4, ...]`` and attributes ``[count, A]``; the same for the same seed.
+
+    With ``projections`` above 0 this share of the chunks are projections (2D), and attributes tell of them too.
+    """
+    from projections import EXTRA, draw_projections
+
     generator = torch.Generator().manual_seed(seed)
     maps = torch.empty(count, 4, *[side] * dims, dtype=torch.uint8)
-    attributes = torch.empty(count, len(ATTRIBUTES))
+    attributes = torch.zeros(count, len(ATTRIBUTES) + len(EXTRA) * (projections > 0))
     for start in range(0, count, chunk):
         stop = min(count, start + chunk)
-        scenes = draw_scenes(stop - start, dims, side, generator)
-        maps[start:stop], attributes[start:stop] = scenes.stacked(), scenes.attributes
+        if projections > 0 and float(torch.rand((), generator=generator)) < projections:
+            scenes = draw_projections(stop - start, side, generator)
+        else:
+            scenes = draw_scenes(stop - start, dims, side, generator)
+        maps[start:stop] = scenes.stacked()
+        attributes[start:stop, : scenes.attributes.shape[1]] = scenes.attributes
     return maps, attributes

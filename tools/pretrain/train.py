@@ -36,7 +36,7 @@ SETTINGS = {2: {"scenes": 32768, "bank_side": 80, "side": 48, "chunk": 16, "batc
 class Learner(nn.Module):
     """The network with what is thrown away afterwards: projections for contrast, maps and parameters."""
 
-    def __init__(self, dims: int) -> None:
+    def __init__(self, dims: int, numbers: int = len(ATTRIBUTES) + len(NUMBERS)) -> None:
         super().__init__()
         conv = nn.Conv2d if dims == 2 else nn.Conv3d
         widths, self.dims = WIDTHS[dims], dims
@@ -44,9 +44,7 @@ class Learner(nn.Module):
         self.project = nn.Sequential(nn.Linear(widths[-1], 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 128))
         self.lateral = nn.ModuleList(conv(w, 32, 1) for w in widths[2:])
         self.paint = nn.Sequential(nn.ReLU(), conv(32, 32, 3, 1, 1), nn.ReLU(), conv(32, 4, 1))
-        self.guess = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm1d(2 * w), nn.Linear(2 * w, len(ATTRIBUTES) + len(NUMBERS))) for w in widths[1:]
-        )
+        self.guess = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(2 * w), nn.Linear(2 * w, numbers)) for w in widths[1:])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         stages = self.net.stages((x - MEAN) / STD)[1:]
@@ -92,13 +90,20 @@ def losses(learner: Learner, pictures: Tensor, targets: Tensor, numbers: Tensor)
     return {"contrast": contrast(z), "maps": maps, "parameters": parameters}
 
 
-def bank(folder: Path, dims: int, seed: int, count: int) -> tuple[Tensor, Tensor]:
+def seen(pictures: Tensor, clean: Tensor) -> Tensor:
+    """Numbers of the picture as it is seen ``[n, 4]``: mean, deviation, where its middle lies, steepness."""
+    flat = pictures.flatten(1)
+    grey = torch.stack([flat.mean(1), flat.std(1), flat.median(1).values, edges(clean).flatten(1).mean(1)], 1)
+    return (grey - torch.tensor([0.45, 0.2, 0.45, 0.15])) / torch.tensor([0.15, 0.08, 0.2, 0.1])
+
+
+def bank(folder: Path, dims: int, seed: int, count: int, projections: float = 0.0) -> tuple[Tensor, Tensor]:
     """The scenes of that seed, drawn once."""
     s = SETTINGS[dims]
-    file = folder / f"scenes{dims}d_{seed}_{count}.pt"
+    file = folder / f"scenes{dims}d_{seed}_{count}{f'_{projections:g}' if projections else ''}.pt"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        maps, attributes = scene_bank(count, dims, s["bank_side"], seed, s["chunk"])
+        maps, attributes = scene_bank(count, dims, s["bank_side"], seed, s["chunk"], projections)
         if dims == 3:  # turning volumes is slow: each is cut twice, once for ever
             generator, halves = torch.Generator().manual_seed(seed + 3), []
             for rows in maps.split(32):
@@ -150,14 +155,15 @@ def settle(network: nn.Module, maps: Tensor, dims: int, generator: torch.Generat
 
 def train(
     dims: int, out: Path, *, steps: int | None, minutes: float, seed: int, count: int, folder: Path, lr: float,
-    weights: tuple[float, float, float], start_from: Path | None = None,
+    weights: tuple[float, float, float], start_from: Path | None = None, projections: float = 0.0, alike: float = 0.0,
 ) -> None:  # fmt: skip
     """Train for ``steps``, or for as many as about ``minutes`` allow."""
-    maps, attributes = bank(folder, dims, seed, count)
+    maps, attributes = bank(folder, dims, seed, count, projections)
     attributes = (attributes - attributes.mean(0)) / attributes.std(0).clamp_min(1e-3)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    s, learner = SETTINGS[dims], Learner(dims)
+    s = SETTINGS[dims]
+    learner = Learner(dims, attributes.shape[1] + len(NUMBERS) + (4 if alike else 0))
     if start_from is not None:
         old = {k: v.float() for k, v in read_tensors(start_from).items()}
         learner.net.load_state_dict(learner.net.state_dict() | old)
@@ -183,8 +189,10 @@ def train(
             group["lr"] = rate
         rows = torch.randint(len(maps), (s["batch"],), generator=generator)
         side = s["side"] if share < 0.7 or dims == 3 else s["side"] * 4 // 3
-        pictures, targets, made = two_views(maps[rows], side, generator)
+        pictures, targets, made = two_views(maps[rows], side, generator, alike)
         numbers = torch.cat([attributes[rows].repeat(2, 1), (made - offset) / spread], 1)
+        if alike:
+            numbers = torch.cat([numbers, seen(pictures, targets[:, :1])], 1)
         found = losses(learner, pictures.contiguous(memory_format=layout), targets, numbers)
         loss = sum(w * v for w, v in zip(weights, found.values(), strict=True))
         optimizer.zero_grad(set_to_none=True)
@@ -213,6 +221,8 @@ def train(
                 "steps": step,
                 "of": total,
                 "batch": s["batch"],
+                "projections": projections,
+                "alike": alike,
             }
             save(final, dims, out, facts)
             saved = time.time()
@@ -231,12 +241,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weights", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("C", "M", "P"))
+    parser.add_argument("--projections", type=float, default=0.0, help="share of scenes that are projections (2D)")
+    parser.add_argument("--alike", type=float, default=0.0, help="how much of the grey curve two views share")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     count = a.scenes or SETTINGS[a.dims]["scenes"]
     train(
         a.dims, a.out, steps=a.steps, minutes=a.minutes, seed=a.seed, count=count, folder=a.bank, lr=a.lr,
-        weights=tuple(a.weights), start_from=a.start_from,
+        weights=tuple(a.weights), start_from=a.start_from, projections=a.projections, alike=a.alike,
     )  # fmt: skip
 
 

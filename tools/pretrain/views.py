@@ -67,8 +67,13 @@ def _turned(maps: Tensor, generator: torch.Generator) -> Tensor:
     return maps.permute(0, 1, *order).flip(back)
 
 
-def two_views(maps: Tensor, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def two_views(maps: Tensor, side: int, generator: torch.Generator, alike: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Two views of every scene, one after the other.
+
+    Parameters
+    ----------
+    alike : float
+        How much of the grey curve both views of a scene share, 0 to 1: what they share need not be ignored.
 
     Returns
     -------
@@ -86,9 +91,13 @@ def two_views(maps: Tensor, side: int, generator: torch.Generator) -> tuple[Tens
         n, dims = len(maps), maps.ndim - 2
         both, zoom = cut(torch.cat([maps, maps]).float() / 255, side, generator)
     shape = (2 * n, *[1] * (dims + 1))
-    gamma = torch.exp(0.35 * torch.randn(shape, generator=generator))
-    gain = 0.6 + 0.6 * torch.rand(shape, generator=generator)
-    shift = 0.24 * torch.rand(shape, generator=generator) - 0.12
+
+    def share(own: Tensor) -> Tensor:
+        return alike * own[:n].repeat(2, *[1] * (own.ndim - 1)) + (1 - alike) * own
+
+    gamma = torch.exp(0.35 * share(torch.randn(shape, generator=generator)))
+    gain = 0.6 + 0.6 * share(torch.rand(shape, generator=generator))
+    shift = 0.24 * share(torch.rand(shape, generator=generator)) - 0.12
     inverse = (torch.rand(n, generator=generator) < 0.3).float().repeat(2).reshape(shape)  # for both views alike
     image = window(both[:, :1], gamma, gain, shift, inverse)
     clean = window(both[:, 1:2], gamma, gain, shift, inverse)
