@@ -11,6 +11,7 @@ import torch
 
 import medtransfer as mt
 from medtransfer.errors import ConfigError, DataError, Interrupted, ReadError
+from medtransfer.segment.evaluate import evaluate_masks
 from medtransfer.segment.fingerprint import fingerprint_of
 from medtransfer.segment.finish import dice
 from medtransfer.segment.masks import read_pair
@@ -66,6 +67,19 @@ def test_it_learns_and_its_folder_is_opened_again(table, tmp_path):
         assert found.shape == image.spatial_shape
         assert min(dice(found, reference, 3)) > 0.8
         assert np.array_equal(found, run.segment(image))
+    result = evaluate_masks(again, split.test, bootstrap=50, out=tmp_path / "masks")
+    assert result.structures == ("large", "small")
+    for index, alias, scores in zip(split.test, result.cases, result.scores, strict=True):
+        _, reference, _ = read_pair(cohort.cases[index], 3)
+        written = nibabel.load(tmp_path / "masks" / f"{alias}.nii.gz")  # as a user would open it
+        stored = nibabel.load(cohort.cases[index].mask)
+        assert np.array_equal(written.affine, stored.affine)
+        by_hand = dice(np.asarray(written.dataobj).astype(np.uint8), np.asarray(stored.dataobj).astype(np.uint8), 3)
+        assert [s.dice for s in scores.values()] == pytest.approx(by_hand)
+    result.save(tmp_path)
+    assert json.loads((tmp_path / "segmentation.json").read_text())["structures"]["large"]["dice"]["value"] > 0.8
+    assert len((tmp_path / "segmentation.csv").read_text().splitlines()) == 5
+    assert result.compare(result, bootstrap=20)["small"]["dice"].value == 0
     record = again.record()
     assert record["structures"] == ["large", "small"]
     assert len(record["history"]) == 5
