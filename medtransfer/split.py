@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer._allocate import allocate
+from medtransfer._allocate import allocate, parts_html
 from medtransfer.cohort import Cohort
 from medtransfer.errors import LeakageError, SplitError
 from medtransfer.predictions import BY_CLASS
@@ -133,15 +133,7 @@ class Split:
             return {part.name: part for part in self.folds[0].parts()}
         return {f"fold {i + 1}": fold.test for i, fold in enumerate(self.folds)}
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        head = "".join(f"<th>{name}</th>" for name in ("fold", *PARTS))
-        rows = "".join(
-            f"<tr><td>{i}</td>" + "".join(f"<td style='text-align:right'>{len(p)}</td>" for p in fold.parts()) + "</tr>"
-            for i, fold in enumerate(self.folds, start=1)
-        )
-        return f"<table><caption>{escape(self.scheme)}, seed {self.seed}</caption><tr>{head}</tr>{rows}</table>"
+    _repr_html_ = parts_html
 
     def inner(self, cohort: Cohort, *, fold: int = 0, folds: int = 3, seed: int = 0) -> tuple[Cohort, Split]:
         """The training part of a fold as a cohort, and patient-grouped folds inside it to choose by.
