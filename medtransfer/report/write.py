@@ -9,8 +9,9 @@ import io
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medtransfer.errors import ConfigError, RunError
 
@@ -63,7 +64,7 @@ def write_report(
     path = Path(path)
     if path.suffix.lower() not in {".html", ".htm"}:
         path = path / "report.html"
-    words = _words(language)
+    words = words_of(language)
     html = page(result, words)
     files: dict[str, str | bytes] = {
         path.name: html,
@@ -74,36 +75,45 @@ def write_report(
     }
     if pdf:
         files[path.with_suffix(".pdf").name] = printed(html)
+    replace_files(path.parent, files)
+    return path
+
+
+def replace_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files of a folder, each whole or not at all.
+
+    Raises
+    ------
+    RunError
+        Where the folder cannot be written.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            _replace(path.parent / name, text.encode() if isinstance(text, str) else text)
+            _replace(folder / name, text.encode() if isinstance(text, str) else text)
     except OSError as error:
         raise RunError(
             "the report cannot be written",
-            where=path.parent.name,
+            where=folder.name,
             got=error.strerror or type(error).__name__,
             fix="choose a folder that can be written, with space left",
         ) from error
-    return path
 
 
 def page(result: Evaluation, words: Words) -> str:
     """The whole page as text."""
     from medtransfer.report.content import content
 
+    return render(words, content(result, words))
+
+
+def render(words: Words, view: dict[str, Any]) -> str:
+    """A page from what its sections need: style, scripts and their hash are put into it."""
     script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("slider.js", "cases.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment(words, html=True)
-        .get_template("report.html")
-        .render(
-            **content(result, words),
-            script=script,
-            script_hash=digest,
-            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-        )
-    )
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    page = _environment(words, html=True).get_template("report.html")
+    return page.render(**view, script=script, script_hash=digest, style=style)
 
 
 def metrics_json(result: Evaluation) -> str:
@@ -143,7 +153,8 @@ def model_card(result: Evaluation, words: Words) -> str:
     return _environment(words, html=False).get_template("model_card.md").render(**content(result, words, drawn=False))
 
 
-def _words(language: str) -> Words:
+def words_of(language: str) -> Words:
+    """The words of a language, or a refusal that names those there are."""
     from medtransfer.report.words import LANGUAGES, Words
 
     if language not in LANGUAGES:

@@ -1,0 +1,383 @@
+"""Segmentation as a job: from a cohort with masks to a plan, a model and a recipe; judged; asked for new masks."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from medtransfer.cohort import Case, Cohort
+from medtransfer.errors import ConfigError, DataError, RunError
+from medtransfer.metrics.intervals import ClusterBootstrap
+from medtransfer.metrics.masks import MaskScore, score_masks
+from medtransfer.metrics.segmentation import segmentation
+from medtransfer.recipe import Recipe
+from medtransfer.report.outlines import Seen, look
+from medtransfer.run import read_state
+from medtransfer.segment.evaluate import Segmented, predict_masks
+from medtransfer.segment.fingerprint import Fingerprint, fingerprint_of
+from medtransfer.segment.masks import read_pair
+from medtransfer.segment.network import Segmenter, load_segmenter
+from medtransfer.segment.plan import Plan
+from medtransfer.segment.run import SegmentationRun
+from medtransfer.split import Split
+
+Form = Literal["nifti", "seg"]
+WORST = 10  # cases that the report shows
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segmentation that is ready to be trained.
+
+    Parameters
+    ----------
+    found : Fingerprint
+        Of the first fold's training cases.
+    structures : tuple of str
+    plan : Plan
+    model : Segmenter
+    recipe : Recipe
+    """
+
+    found: Fingerprint
+    structures: tuple[str, ...]
+    plan: Plan
+    model: Segmenter
+    recipe: Recipe
+
+    def to_record(self, split: Split) -> dict[str, Any]:
+        """What ``--dry-run`` prints, as plain JSON types."""
+        return {
+            "parts": {k: len(v) for k, v in split.parts().items()},
+            "structures": list(self.structures),
+            "data": self.found.to_record(),
+            "model": repr(self.model),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "receipt": self.model.blueprint.receipt,
+            "plan": self.plan.model_dump(mode="json"),
+            "recipe": self.recipe.model_dump(),
+            "steps": self.recipe.epochs * self.plan.steps_per_epoch,
+            "memory_gb": memory_gb(self.plan, self.found, len(split.folds[0].train) + len(split.folds[0].val)),
+        }
+
+    def as_text(self, split: Split) -> str:
+        """The same as text, the plan as it will be written."""
+        record = self.to_record(split)
+        parts, memory = record["parts"], record["memory_gb"]
+        lines = [
+            "parts      " + ", ".join(f"{k} {v}" for k, v in parts.items()),
+            "structures " + ", ".join(f"{i} {n}" for i, n in enumerate(self.structures, 1)),
+            f"model      {self.model}, {record['parameters']:,} parameters",
+            f"training   {self.recipe.method}, {self.recipe.epochs} epochs of {self.plan.steps_per_epoch} steps",
+            f"memory     about {memory['training']:.1f} GB for a step, {memory['cases']:.1f} GB for the cases",
+            "",
+            self.plan.to_yaml().rstrip(),
+        ]
+        return "\n".join(lines)
+
+
+def names_of(structures: Mapping[int, str] | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of labels 1, 2, ... from a list, or from a mapping of labels to names.
+
+    Examples
+    --------
+    >>> names_of({2: "posterior", 1: "anterior"}), names_of(["liver"])
+    (('anterior', 'posterior'), ('liver',))
+
+    Raises
+    ------
+    ConfigError
+        Where labels leave a gap or names are not there or not different.
+    """
+    fix = "structures: {1: liver, 2: tumour}, the names of the masks' labels"
+    if not structures:
+        raise ConfigError("the structures are not named", where="structures", fix=fix)
+    if isinstance(structures, Mapping):
+        if sorted(structures) != list(range(1, len(structures) + 1)):
+            got = ", ".join(map(str, sorted(structures)))
+            raise ConfigError("labels are 1, 2, 3 ... without a gap; 0 is the background", where="structures",
+                              got=got, fix=fix)  # fmt: skip
+        structures = [structures[i] for i in sorted(structures)]
+    names = tuple(str(n).strip() for n in structures)
+    if len(set(names)) < len(names) or not all(names):
+        raise ConfigError("structures need names of their own", where="structures", got=", ".join(names), fix=fix)
+    return names
+
+
+def prepare_job(
+    cohort: Cohort,
+    split: Split,
+    *,
+    structures: Mapping[int, str] | Sequence[str] | None,
+    plan: Mapping[str, Any],
+    model: Mapping[str, Any],
+    recipe: Recipe | None = None,
+    gpu: bool = False,
+) -> Job:
+    """Plan, model and recipe for a cohort: what is given, and for the rest what the training part suggests.
+
+    Parameters
+    ----------
+    cohort, split
+        Only the training part of the first fold is looked at.
+    structures : mapping of int to str, or sequence of str
+        Names of the labels.
+    plan : mapping
+        Fields of :class:`medtransfer.segment.Plan`. A grid or patch that is given is what the rest is derived from.
+    model : mapping
+        Keywords of :func:`medtransfer.segment.load_segmenter`.
+    recipe : Recipe or None
+    gpu : bool
+        Whether a GPU trains.
+
+    Raises
+    ------
+    ConfigError
+        Where the fields do not fit together.
+    DataError, ReadError
+        Where a mask is missing, or not on the voxels of its image.
+    """
+    names = names_of(structures)
+    lacking = [c.alias for c in cohort.cases if c.mask is None]
+    if lacking:
+        raise DataError("cases have no mask", where=lacking[0], got=f"{len(lacking)} of {len(cohort)} cases",
+                        fix="cohort.mask names the column of masks")  # fmt: skip
+    if not all(len(part) for fold in split.folds for part in fold.parts()):
+        raise ConfigError("a part of the split is empty: masks are trained, chosen and tested on three", where="split",
+                          got=repr({k: len(v) for k, v in split.parts().items()}), fix="val: 0.15, test: 0.15")  # fmt: skip
+    found = fingerprint_of(cohort, list(split.folds[0].train), len(names) + 1)
+    chosen = resolve(found, plan, gpu=gpu)
+    dims: Literal[2, 3] = 2 if chosen.dims == 2 else 3
+    default = {"weights": "random/unet", "dims": dims, "in_channels": found.channels, "classes": len(names) + 1}
+    keywords = default | {"width": chosen.width} | dict(model)
+    plain = keywords["weights"] in ("random/unet", "random/dynunet") or keywords.get("arch") in ("unet", "dynunet")
+    if plain and keywords.get("strides") is None:
+        keywords["strides"] = chosen.steps
+    if keywords["classes"] != len(names) + 1:
+        raise ConfigError("classes are the structures and the background", where="model.classes",
+                          got=f"{keywords['classes']}, {len(names)} structures", fix="leave out model.classes")  # fmt: skip
+    if recipe is None:
+        recipe = Recipe.for_size(found.n, dims=dims, task="segmentation")
+        recipe = recipe.model_copy(update={"patience": recipe.epochs, "ema": 0.99})  # validated every few epochs only
+    return Job(found, names, chosen, load_segmenter(**keywords), recipe)
+
+
+def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) -> Plan:
+    """The plan that data suggest, with what is given in its place.
+
+    Examples
+    --------
+    >>> found = Fingerprint(n=40, shape=(35, 50, 36), spacing_mm=(1, 1, 1))
+    >>> plan = resolve(found, {"patch": (24, 24, 24), "mirror": ("x",)})
+    >>> plan.patch, plan.strides[-1], plan.mirror
+    ((24, 24, 24), (2, 2, 2), ('x',))
+    """
+    grid = given.get("spacing_mm")
+    if "spacing_mm" in given:  # patch and strides of the grid that was asked for
+        shape = found.shape
+        if grid is not None and found.spacing_mm is not None and len(grid) == len(shape):
+            shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, found.spacing_mm, grid, strict=True))
+        found = replace(found, shape=shape, spacing_mm=grid, finest_mm=grid)
+    if (patch := given.get("patch")) is not None and len(patch) == len(found.shape):
+        found = replace(found, shape=tuple(patch))
+    derived = Plan.for_data(found, gpu=gpu)
+    try:
+        plan = Plan.model_validate({**derived.model_dump(), **given})
+    except ValidationError as error:
+        said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError("the plan does not fit together", where="plan", got=said) from None
+    if plan.dims != len(found.shape):
+        raise ConfigError("the patch has another number of axes than the images", where="plan.patch",
+                          got=f"{plan.dims} and {len(found.shape)}", fix="one size an axis")  # fmt: skip
+    return plan
+
+
+def memory_gb(plan: Plan, found: Fingerprint, cases: int) -> dict[str, float]:
+    """Roughly what a training step holds, and all prepared cases of a fold.
+
+    Examples
+    --------
+    >>> memory_gb(Plan(patch=(64, 64, 64)), Fingerprint(n=10, shape=(128, 128, 128)), cases=10)
+    {'training': 1.25, 'cases': 0.1}
+    """
+    shape = found.shape
+    if plan.spacing_mm is not None and found.spacing_mm is not None:
+        shape = tuple(round(n * s / t) for n, s, t in zip(shape, found.spacing_mm, plan.spacing_mm, strict=True))
+    step = 40 * plan.width * math.prod(plan.patch) * plan.batch_size * 4  # as Plan.for_data counts
+    stored = cases * math.prod(shape) * (4 * found.channels + 1)
+    return {"training": round(step / 2**30, 2), "cases": round(stored / 2**30, 2)}
+
+
+def judge_masks(
+    run: SegmentationRun,
+    *,
+    tolerance_mm: Annotated[float, Field(gt=0)] = 2.0,
+    bootstrap: Annotated[int, Field(ge=100)] = 2000,
+    seed: int = 0,
+) -> tuple[Segmented, list[Seen]]:
+    """Segment every held-out case by the fold that never saw it, score it, and keep a look at the worst.
+
+    Masks are written to ``masks/`` of the run, scores to ``segmentation.json`` and ``.csv``.
+
+    Parameters
+    ----------
+    run : SegmentationRun
+    tolerance_mm : float
+        Surface distance up to which surfaces agree (NSD).
+    bootstrap, seed : int
+        Resamples of patients, and their seed.
+    """
+    structures = {name: i for i, name in enumerate(run.structures, start=1)}
+    scores, members, seen = [], [], list[Seen]()
+    for fold in run.split.folds:
+        for index, image, labels in predict_masks(run, fold.test, out=run.folder / "masks"):
+            case = run.cohort.cases[index]
+            _, reference, _ = read_pair(case, len(structures) + 1)
+            spacing = image.geometry.spacing_mm or (1.0,) * labels.ndim
+            found = score_masks(reference, labels, spacing, structures=structures, tolerance_mm=tolerance_mm)
+            scores.append(found)
+            members.append(case)
+            mean = _mean_dice(found)
+            if len(seen) < WORST or mean < seen[-1].dice:
+                seen = sorted([*seen, look(case.alias, mean, image, reference, labels)], key=lambda s: s.dice)[:WORST]
+    patients = tuple(c.patient_alias for c in members)
+    panel, rows = segmentation(scores, ClusterBootstrap.draw(list(patients), resamples=bootstrap, seed=seed))
+    result = Segmented(tuple(c.alias for c in members), patients, tuple(scores), panel, rows, tolerance_mm)
+    result.save(run.folder)
+    return result, seen
+
+
+def _mean_dice(scores: Mapping[str, MaskScore]) -> float:
+    values = [s.dice for s in scores.values() if not math.isnan(s.dice)]
+    return float(np.mean(values)) if values else 1.0
+
+
+def read_segmented(folder: str | Path, *, bootstrap: int = 2000, seed: int = 0) -> Segmented:
+    """What an evaluated run has left in ``segmentation.csv``.
+
+    Raises
+    ------
+    RunError
+        Where it has left nothing.
+    """
+    import json
+
+    folder = Path(folder)
+    try:
+        stored = json.loads((folder / "segmentation.json").read_text(encoding="utf-8"))
+        with open(folder / "segmentation.csv", encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, ValueError) as error:
+        raise RunError("there is no evaluated segmentation in this folder", where=folder.name,
+                       fix="medtransfer evaluate RUN") from error  # fmt: skip
+    kinds = {f.name: int if f.name.startswith("lesions") else float for f in fields(MaskScore)}
+    cases: dict[str, dict[str, MaskScore]] = {}
+    patients: dict[str, str] = {}
+    for row in table:
+        score = MaskScore(**{name: kind(row[name]) for name, kind in kinds.items()})
+        cases.setdefault(row["case"], {})[row["structure"]] = score
+        patients[row["case"]] = row["patient"]
+    order = sorted(cases)
+    scores = tuple({name: cases[c][name] for name in stored["structures"]} for c in order)
+    who = tuple(patients[c] for c in order)
+    panel, rows = segmentation(scores, ClusterBootstrap.draw(list(who), resamples=bootstrap, seed=seed))
+    return Segmented(tuple(order), who, scores, panel, rows, float(stored["tolerance_mm"]))
+
+
+def segments(folder: str | Path) -> bool:
+    """Whether a folder holds a run of a segmentation, finished or not."""
+    file = Path(folder) / "run.json"
+    return file.is_file() and read_state(Path(folder)).get("asked", {}).get("task") == "segmentation"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A mask that was written: the case's pseudonym, the file, and the volume of each structure."""
+
+    case: str
+    path: Path
+    volumes_ml: dict[str, float] | None
+
+
+def predict_into(
+    folder: str | Path, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
+) -> Iterator[Written]:
+    """Masks for new images, each on the grid of its source; all folds speak together.
+
+    Parameters
+    ----------
+    folder : path
+        A finished run.
+    images : sequence of path
+        NIfTI or raster files, DICOM files or folders of one series.
+    out : path
+        Folder for ``<pseudonym>.nii.gz``, ``.dcm`` or, for images without a place in space, ``.png``.
+    form : {'nifti', 'seg'}
+        ``seg`` writes DICOM SEG objects, for DICOM sources only.
+
+    Raises
+    ------
+    RunError
+        Where the run is not complete.
+    DataError
+        Where a DICOM SEG is asked for what is not DICOM.
+    """
+    folder = Path(folder)
+    state = read_state(folder)
+    if state["status"] != "complete":
+        raise RunError("the run is not complete", where=folder.name, fix="run the training command again: it goes on")
+    asked, count = state["asked"], len(list(folder.glob("fold-*/finish.json")))
+    nobody = Split((), "none", 0, "", ())
+    structures = tuple(asked["structures"])
+    run = SegmentationRun(folder, Cohort(()), nobody, Plan(**asked["plan"]), structures, device)
+    for text in images:
+        source = Path(text)
+        case = Case(str(source.resolve()), str(source.resolve()), source)
+        yield _write_one(run, case, source, Path(out), form, list(range(count)))
+
+
+def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: Form, folds: list[int]) -> Written:
+    from medtransfer.io.nifti import is_nifti
+    from medtransfer.io.scan import scan
+    from medtransfer.out.nifti import write_mask
+    from medtransfer.out.seg import write_seg
+
+    if form == "seg" and (source.is_file() and is_nifti(source)):
+        raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
+    image = case.read()
+    labels = run.segment(image, folds=folds, where=case.alias)
+    spacing = image.geometry.spacing_mm
+    volumes = None
+    if spacing is not None and labels.ndim == 3:
+        counts = np.bincount(labels.ravel(), minlength=len(run.structures) + 1)
+        volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(run.structures, 1)}
+    if form == "seg":
+        record = scan(source, progress=False)[0]
+        if image.geometry.affine is None:
+            raise DataError("a DICOM SEG refers to a DICOM volume", where=case.alias, fix="--as nifti")
+        return Written(case.alias, write_seg(labels, record, out / f"{case.alias}.dcm", structures=run.structures),
+                       volumes)  # fmt: skip
+    if image.geometry.affine is None:
+        return Written(case.alias, write_picture(labels, out / f"{case.alias}.png"), volumes)
+    path = out / f"{case.alias}.nii.gz"
+    write_mask(labels, image, path, source=source if source.is_file() else None)
+    return Written(case.alias, path, volumes)
+
+
+def write_picture(labels: NDArray[np.uint8], path: Path) -> Path:
+    """A mask of a plain image as PNG: the labels are the grey values."""
+    from PIL import Image
+
+    if labels.ndim != 2:
+        raise DataError("a volume without a place in space has no file format here", got=f"shape {labels.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels).save(path)
+    return path
