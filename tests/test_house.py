@@ -16,10 +16,10 @@ ROOMS = [
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "explain", "run", "training", "losses", "linear",
-    "team", "metrics", "loop", "fit", "segment", "out", "estimators", "trials", "search", "export", "probes", "groups",
+    "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "config", "dryrun", "pipeline", "refine", "phantom", "demo", "cli_refine", "cli_weights",
-    "cli", "__main__",
+    "external", "config", "dryrun", "pipeline", "refine", "phantom", "demo", "cli_refine", "cli_weights", "cli",
+    "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",

@@ -116,9 +116,8 @@ class Patches:
         zoom = 1 + (2 * draw[3] - 1) * plan.zoom * (draw[7] < 0.5)
         flat = float(self.spacing.max() / self.spacing.min()) > 3  # thick slices turn in their plane alone
         turn = torch.eye(dims)
-        for k, (a, b) in enumerate(((dims - 2, dims - 1), (0, 1), (0, 2))):
-            if (dims == 3 and k and flat) or (dims == 2 and k):
-                break
+        planes = ((dims - 2, dims - 1), (0, 1), (0, 2))
+        for k, (a, b) in enumerate(planes[:1] if flat or dims == 2 else planes):
             cos, sin = torch.cos(angles[k]), torch.sin(angles[k])
             plane = torch.eye(dims)
             plane[a, a], plane[a, b], plane[b, a], plane[b, b] = cos, -sin, sin, cos
