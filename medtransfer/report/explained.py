@@ -45,16 +45,18 @@ class Shown:
 def shown(result: Evaluation) -> list[Shown]:
     """The surest errors, then (of two classes) the surest cases rightly called positive, to compare with.
 
-    Evidence is shown for the positive class of two, else for the class that was called.
+    Evidence is shown for the positive class of two, else for the class that was called. Of labels that occur
+    together and of numbers only the errors are shown.
     """
-    p, called = result.predictions, result.called
-    two = len(p.classes) == 2
+    p = result.predictions
+    two = p.task == "classification" and len(p.classes) == 2
     errors = result.most_confident_errors(6 if len(p.classes) < 4 else 3)[:_MOST]
+    place = {name: k for k, name in enumerate(p.classes)}
     found = [
-        Shown(m.case, m.fold, m.reference, m.called, m.probability, 1 if two else p.classes.index(m.called))
+        Shown(m.case, m.fold, m.reference, m.called, m.probability, 1 if two else place.get(m.called, 0))
         for m in errors
     ]
-    right = np.flatnonzero((called == 1) & (p.reference == 1)) if two else np.zeros(0, dtype=np.int64)
+    right = np.flatnonzero((result.called == 1) & (p.reference == 1)) if two else np.zeros(0, dtype=np.int64)
     for i in right[np.argsort(-p.probability[right, 1], kind="stable")][:_FINDS]:
         name = p.classes[1]
         found.append(Shown(str(p.case[i]), int(p.fold[i]), name, name, float(p.probability[i, 1]), 1))
