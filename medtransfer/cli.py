@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, q
     experiment = Experiment.from_file(config, changes=changes)
     if dry_run:
         planned = plan(experiment, progress=not quiet)
-        click.echo(json.dumps(planned) if as_json else as_text(planned))
+        text = planned.pop("text", None) or as_text(planned)
+        click.echo(json.dumps(planned) if as_json else text)
         return
     _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
 
@@ -169,7 +171,7 @@ def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, q
 @cli.command()
 @click.argument("run", type=click.Path())
 @_CHANGES
-@click.option("--at-least", metavar="AUROC", type=float, help="Exit with 5 where the AUROC is lower.")
+@click.option("--at-least", metavar="VALUE", type=float, help="Exit with 5 where the AUROC (or Dice) is lower.")
 @click.option("--cohort", "table", type=click.Path(), help="External validation: a table as in training, or YAML.")
 @click.option("--root", type=click.Path(), help="Where the paths of --cohort start from.")
 @click.option("--dicom", type=click.Path(), help="External validation: a folder of scans, with --labels.")
@@ -195,16 +197,16 @@ def evaluate(
     quiet: bool,
 ) -> None:
     """Evaluate a finished run again, or on an external cohort with the threshold that it has stored."""
-    from medtransfer.pipeline import conclude, gate, reopen, validate
+    from medtransfer.pipeline import again, gate, validate
 
+    results: Sequence[Any]
     if table or dicom:
         results = validate(
             run, table, root=root, dicom=dicom, labels=labels, name=name, recalibrate=recalibrate, accept=accept,
             changes=changes, command=_command(), progress=not quiet,
         )  # fmt: skip
     else:
-        found, experiment = reopen(run, changes=changes, progress=not quiet)
-        results = [conclude(found, experiment)]
+        results = [again(run, changes=changes, progress=not quiet)]
     for result in results:
         _print_result(result, as_json)
     gate(results[0].evaluation, at_least)
@@ -213,13 +215,18 @@ def evaluate(
 @cli.command()
 @click.argument("run", type=click.Path())
 @click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--out", type=click.Path(), help="CSV file; by default it is printed.")
+@click.option("--out", type=click.Path(), help="CSV file, printed by default; folder of masks for a segmentation.")
+@click.option("--as", "form", type=click.Choice(["nifti", "seg"]), help="Masks as NIfTI (default) or DICOM SEG.")
 @_QUIET
 @_verbose
-def predict(run: str, images: tuple[str, ...], out: str | None, quiet: bool) -> None:
-    """Predict new images with a finished run: one row an image, in the order given."""
+def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
+    """Predict new images with a finished run: one row, or one mask, an image, in the order given."""
+    from medtransfer.masks import predict_masks, segments
     from medtransfer.pipeline import predict_files
 
+    if form or segments(run):
+        click.echo(predict_masks(run, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
+        return
     text = predict_files(run, images, progress=not quiet)
     if out is None:
         click.echo(text, nl=False)
@@ -236,10 +243,9 @@ def predict(run: str, images: tuple[str, ...], out: str | None, quiet: bool) -> 
 @_verbose
 def report(run: str, quiet: bool) -> None:
     """Write the report of a finished run again."""
-    from medtransfer.pipeline import conclude, reopen
+    from medtransfer.pipeline import again
 
-    found, experiment = reopen(run, progress=not quiet)
-    click.echo(conclude(found, experiment).report)
+    click.echo(again(run, progress=not quiet).report)
 
 
 cli.add_command(search)

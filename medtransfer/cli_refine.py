@@ -54,6 +54,12 @@ def compare(runs: tuple[str, ...], out: str, changes: tuple[str, ...], as_json: 
         table = compare_config(Experiment.from_file(runs[0], changes=changes), progress=not quiet)
         click.echo(json.dumps(table.to_record()) if as_json else str(table))
         return
+    from medtransfer.masks import compare_masks, segments
+
+    if any(segments(r) for r in runs):
+        gaps, text = compare_masks(runs, out)
+        click.echo(json.dumps(gaps) if as_json else text)
+        return
     from medtransfer.rivals import compare_runs, read_runs, write_comparison
 
     predictions, thresholds = read_runs(runs)

@@ -59,8 +59,10 @@ def keywords(function: Callable[..., object], *, skip: Sequence[str] = ()) -> ty
 
 
 @cache
-def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
-    """The settings class of each section, for a cohort made from ``cohort_key``."""
+def sections(cohort_key: str, task: str | None = None) -> dict[str, type[BaseModel]]:
+    """The settings class of each section, for a cohort made from ``cohort_key`` and a task."""
+    if task == "segmentation":
+        return _mask_sections()
     from medtransfer.augment import Augment
     from medtransfer.cohort import Cohort
     from medtransfer.judge import judge
@@ -90,6 +92,28 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     }
 
 
+def _mask_sections() -> dict[str, type[BaseModel]]:
+    """The sections of a segmentation."""
+    from medtransfer.cohort import Cohort
+    from medtransfer.contour import given_plan, judge_masks
+    from medtransfer.recipe import Recipe
+    from medtransfer.report import write_report
+    from medtransfer.segment.network import load_segmenter
+    from medtransfer.split import split_by_patient
+
+    return {
+        "cohort": keywords(Cohort.from_csv),
+        "split": keywords(split_by_patient, skip=("cohort",)),
+        "audit": AuditSettings,
+        "plan": given_plan(),
+        "model": keywords(load_segmenter),
+        "recipe": Recipe,
+        "evaluate": keywords(judge_masks, skip=("run",)),
+        "report": keywords(write_report, skip=("result", "path")),
+        "author": Author,
+    }
+
+
 class _Top(BaseModel):
     """Keys outside the sections."""
 
@@ -100,7 +124,8 @@ class _Top(BaseModel):
     title: str = ""
     synthetic: bool = False
     seed: int = 0
-    task: Task | None = None
+    task: Task | Literal["segmentation"] | None = None
+    structures: dict[int, str] | tuple[str, ...] | None = None
     workers: Annotated[int, Field(ge=0)] = 2
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Annotated[int, Field(ge=1)] = 1
@@ -119,8 +144,9 @@ class Experiment:
         File name, for messages.
     top : settings
         ``out``, ``data`` (folder that relative paths of the cohort and of a weights file start from), ``title``,
-        ``synthetic``, ``seed``, ``task`` (that of the cohort), and where and how it is computed: ``workers``,
-        ``accelerator``, ``devices``, ``nodes``, ``strategy``, ``precision`` as for :func:`medtransfer.fit`.
+        ``synthetic``, ``seed``, ``task`` (that of the cohort), ``structures`` (of masks), and where and how it is
+        computed: ``workers``, ``accelerator``, ``devices``, ``nodes``, ``strategy``, ``precision`` as for
+        :func:`medtransfer.fit`.
     settings : mapping of str to settings
         One entry a section, defaults filled in; ``recipe`` is None where it is left to the cohort's size.
 
@@ -170,14 +196,24 @@ class Experiment:
                 "the cohort is not named", where=_where(("cohort",), lines, name), got=_short(cohort),
                 fix="cohort: {csv: TABLE, root: FOLDER}, {dicom: FOLDER, labels: TABLE} or {medmnist: FILE}",
             )  # fmt: skip
-        kinds = sections(keys[0])
+        masks = values.get("task") == "segmentation"
+        if masks and keys[0] != "csv":
+            raise ConfigError(
+                "a segmentation takes its images and masks from a table", got=keys[0],
+                where=_where(("cohort", keys[0]), lines, name), fix="cohort: {csv: TABLE, root: FOLDER, mask: COLUMN}",
+            )  # fmt: skip
+        kinds = sections(keys[0], "segmentation" if masks else None)
         known = {*kinds, *_Top.model_fields}
         for key in values:
             if key not in known:
                 raise _unknown((key,), sorted(known), lines, name)
         top = _make(_Top, {k: v for k, v in values.items() if k in _Top.model_fields}, (), lines, name)
         settings: dict[str, Any] = {}
-        top_task = getattr(top, "task", None)
+        top_task = None if masks else getattr(top, "task", None)
+        if getattr(top, "structures", None) is not None and not masks:
+            raise ConfigError("structures belong to masks", where=_where(("structures",), lines, name),
+                              got=f"task {top_task}", fix="task: segmentation")  # fmt: skip
+        implied = {"cohort": {"mask": "mask"}, "model": {"weights": "random/unet"}} if masks else {}
         for section, kind in kinds.items():
             given = values.get(section)
             if section == "augment" and isinstance(given, str):
@@ -189,7 +225,7 @@ class Experiment:
                 continue
             if not isinstance(given, dict | None):
                 raise ConfigError("a section is a mapping", where=_where((section,), lines, name), got=_short(given))
-            settings[section] = _make(kind, given or {}, (section,), lines, name)
+            settings[section] = _make(kind, implied.get(section, {}) | (given or {}), (section,), lines, name)
         return cls(name, top, settings, keys[0], values)
 
     def with_cohort(self, section: Mapping[str, Any], *, name: str) -> Experiment:
@@ -219,13 +255,16 @@ class Experiment:
         """
         out: dict[str, Any] = {k: v for k, v in self.top.model_dump(mode="json").items() if k not in ("out", "data")}
         for section, model in self.settings.items():
-            if model is not None:
+            if model is not None and self.top.task == "segmentation" and section in ("plan", "model"):
+                out[section] = model.model_dump(mode="json", exclude_unset=True)  # the rest is derived from the data
+            elif model is not None:
                 out[section] = model.model_dump(mode="json", exclude_none=True)
         if not private:
             for section, keys in _PATHS.items():
                 out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
             for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
-                out[section] |= {key: "(private)"} if key in out[section] else {}
+                if key in out.get(section, {}):
+                    out[section][key] = "(private)"
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )

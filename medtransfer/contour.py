@@ -6,15 +6,16 @@ import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.cohort import Case, Cohort
-from medtransfer.errors import ConfigError, DataError, RunError
+from medtransfer.errors import ConfigError, DataError, MetricError, RunError
 from medtransfer.metrics.intervals import ClusterBootstrap
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.segmentation import segmentation
@@ -84,6 +85,13 @@ class Job:
         return "\n".join(lines)
 
 
+@cache
+def given_plan() -> type[BaseModel]:
+    """The fields of :class:`medtransfer.segment.Plan`, any of which may be given; whether they fit is seen later."""
+    known: dict[str, Any] = {name: (field.annotation, field) for name, field in Plan.model_fields.items()}
+    return create_model("GivenPlan", __config__=ConfigDict(frozen=True, extra="forbid"), **known)
+
+
 def names_of(structures: Mapping[int, str] | Sequence[str] | None) -> tuple[str, ...]:
     """Names of labels 1, 2, ... from a list, or from a mapping of labels to names.
 
@@ -151,8 +159,9 @@ def prepare_job(
         raise DataError("cases have no mask", where=lacking[0], got=f"{len(lacking)} of {len(cohort)} cases",
                         fix="cohort.mask names the column of masks")  # fmt: skip
     if not all(len(part) for fold in split.folds for part in fold.parts()):
-        raise ConfigError("a part of the split is empty: masks are trained, chosen and tested on three", where="split",
-                          got=repr({k: len(v) for k, v in split.parts().items()}), fix="val: 0.15, test: 0.15")  # fmt: skip
+        counts = ", ".join(f"{k} {len(v)}" for k, v in split.parts().items())
+        raise ConfigError("a segmentation needs cases to train, to choose and to test on", where="split", got=counts,
+                          fix="split: {val: 0.15, test: 0.15}")  # fmt: skip
     found = fingerprint_of(cohort, list(split.folds[0].train), len(names) + 1)
     chosen = resolve(found, plan, gpu=gpu)
     dims: Literal[2, 3] = 2 if chosen.dims == 2 else 3
@@ -163,7 +172,7 @@ def prepare_job(
         keywords["strides"] = chosen.steps
     if keywords["classes"] != len(names) + 1:
         raise ConfigError("classes are the structures and the background", where="model.classes",
-                          got=f"{keywords['classes']}, {len(names)} structures", fix="leave out model.classes")  # fmt: skip
+                          got=f"{keywords['classes']} for {len(names)}", fix="leave out model.classes")  # fmt: skip
     if recipe is None:
         recipe = Recipe.for_size(found.n, dims=dims, task="segmentation")
         recipe = recipe.model_copy(update={"patience": recipe.epochs, "ema": 0.99})  # validated every few epochs only
@@ -282,7 +291,8 @@ def read_segmented(folder: str | Path, *, bootstrap: int = 2000, seed: int = 0) 
     cases: dict[str, dict[str, MaskScore]] = {}
     patients: dict[str, str] = {}
     for row in table:
-        score = MaskScore(**{name: kind(row[name]) for name, kind in kinds.items()})
+        values: Any = {name: kind(row[name]) for name, kind in kinds.items()}
+        score = MaskScore(**values)
         cases.setdefault(row["case"], {})[row["structure"]] = score
         patients[row["case"]] = row["patient"]
     order = sorted(cases)
@@ -292,10 +302,25 @@ def read_segmented(folder: str | Path, *, bootstrap: int = 2000, seed: int = 0) 
     return Segmented(tuple(order), who, scores, panel, rows, float(stored["tolerance_mm"]))
 
 
-def segments(folder: str | Path) -> bool:
-    """Whether a folder holds a run of a segmentation, finished or not."""
-    file = Path(folder) / "run.json"
-    return file.is_file() and read_state(Path(folder)).get("asked", {}).get("task") == "segmentation"
+def common_cases(runs: Sequence[Segmented]) -> list[Segmented]:
+    """The same runs on the cases that all of them tested, in one order.
+
+    Raises
+    ------
+    MetricError
+        Where there is none.
+    """
+    shared = set.intersection(*(set(r.cases) for r in runs))
+    if not shared:
+        counts = ", ".join(f"{len(r.cases)} cases" for r in runs)
+        raise MetricError("the runs have no tested case in common", got=counts,
+                          fix="compare runs on one cohort, made with one private key")  # fmt: skip
+    found = []
+    for run in runs:
+        at = sorted((i for i, c in enumerate(run.cases) if c in shared), key=lambda i: run.cases[i])
+        cases, patients = (tuple(of[i] for i in at) for of in (run.cases, run.patients))
+        found.append(replace(run, cases=cases, patients=patients, scores=tuple(run.scores[i] for i in at)))
+    return found
 
 
 @dataclass(frozen=True)

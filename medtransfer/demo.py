@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from medtransfer.config import Experiment
 
@@ -74,11 +74,12 @@ def run_demo(
         Of the cohort and the split.
     """
     from medtransfer.phantom import write_phantom
-    from medtransfer.pipeline import train
+    from medtransfer.pipeline import Result, train
 
     out = Path(out)
     data = out.with_name(f"{out.name}-data")
     write_phantom(data, patients=patients, seed=seed)
     changes = [f"split.seed={seed}", f"seed={seed}"]
     text = _DEMO + f"data: '{data.as_posix()}'\nout: '{out.as_posix()}'\n"
-    return train(Experiment.from_text(text, name="demo", changes=changes), command=command, progress=progress)
+    experiment = Experiment.from_text(text, name="demo", changes=changes)
+    return cast(Result, train(experiment, command=command, progress=progress))  # of classes, not of masks

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medtransfer import masks
 from medtransfer.cohort import Cohort
 from medtransfer.config import Experiment, parse, read_text, sections
 from medtransfer.errors import ConfigError, GateError, RunError
+from medtransfer.metrics.names import LABELS
 from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from medtransfer.external import Accept
     from medtransfer.model import Model
     from medtransfer.recipe import Recipe
+    from medtransfer.segment.evaluate import Segmented
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,14 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
-    """Everything short of training, checked: what ``--dry-run`` prints."""
+    """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
     from medtransfer.dryrun import cache_sizes
     from medtransfer.reasons import reasons
 
     cohort = load_cohort(experiment, progress=progress)
     split = make_split(experiment, cohort)
+    if experiment.top.task == "segmentation":
+        return masks.planned(experiment, cohort, split)
     model = make_model(experiment, cohort)
     recipe = make_recipe(experiment, model, len(split.folds[0].train))
     prepare = experiment.settings["prepare"]
@@ -93,7 +98,7 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def train(experiment: Experiment, *, command: str = "", progress: bool = True) -> Result:
+def train(experiment: Experiment, *, command: str = "", progress: bool = True) -> Result | masks.MaskResult:
     """Train, evaluate on the held-out patients, write the report; going on where an earlier call was interrupted.
 
     Raises
@@ -109,6 +114,8 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     out = Path(experiment.top.out)
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     split = make_split(experiment, cohort)
+    if experiment.top.task == "segmentation":
+        return masks.train(experiment, cohort, split, command=command, progress=progress)
     model = make_model(experiment, cohort)
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
@@ -175,15 +182,38 @@ def reopen(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool 
         Where it was not trained from a config.
     """
     folder = Path(folder)
+    experiment = stored_experiment(folder, changes=changes)
+    if masks.segments(folder):
+        raise ConfigError("this is not asked of a segmentation", where=folder.name)
+    cohort = load_cohort(experiment, store=folder / "private" / "scan.json", progress=progress)
+    return Run.open(folder, cohort, progress=progress), experiment
+
+
+def stored_experiment(folder: str | Path, *, changes: tuple[str, ...] = ()) -> Experiment:
+    """The configuration that a run keeps.
+
+    Raises
+    ------
+    RunError, ConfigError
+        As :func:`reopen`.
+    """
+    folder = Path(folder)
     read_state(folder)
     config = folder / "private" / "config.yaml"
     if not config.is_file():
         raise ConfigError(
             "the run was not trained from a config", where=folder.name, fix="open it with mt.Run.open(folder, cohort)"
         )
-    experiment = Experiment.from_file(config, changes=changes)
-    cohort = load_cohort(experiment, store=folder / "private" / "scan.json", progress=progress)
-    return Run.open(folder, cohort, progress=progress), experiment
+    return Experiment.from_file(config, changes=changes)
+
+
+def again(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool = True) -> Result | masks.MaskResult:
+    """Evaluate a finished run of any task again and write its report."""
+    if masks.segments(folder):
+        experiment = stored_experiment(folder, changes=changes)
+        return masks.again(experiment, Path(folder), load_cohort(experiment, progress=progress))
+    run, experiment = reopen(folder, changes=changes, progress=progress)
+    return conclude(run, experiment)
 
 
 def external_cohort(
@@ -269,8 +299,8 @@ def validate(
     return results
 
 
-def gate(evaluation: Evaluation, at_least: float | None) -> None:
-    """Refuse an evaluation whose AUROC is lower than asked.
+def gate(evaluation: Evaluation | Segmented, at_least: float | None) -> None:
+    """Refuse an evaluation whose primary value (AUROC, or Dice of masks) is lower than asked.
 
     Raises
     ------
@@ -280,7 +310,9 @@ def gate(evaluation: Evaluation, at_least: float | None) -> None:
     value = evaluation.estimates[evaluation.primary].value
     if at_least is not None and (value is None or value < at_least):
         got = "not defined" if value is None else f"{value:.3f}"
-        raise GateError("the AUROC does not reach the gate", where=f"at least {at_least:g}", got=got)
+        raise GateError(
+            f"{LABELS[evaluation.primary]}: the gate is not reached", where=f"at least {at_least:g}", got=got
+        )
 
 
 def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool = True) -> str:

@@ -76,8 +76,9 @@ def look(case: str, dice: float, image: Image, reference: Labels, predicted: Lab
         others = tuple(a for a in range(3) if a != axis)
         at = int(differ.sum(axis=others).argmax())
         cut = tuple(at if a == axis else box[a] for a in range(3))
-        turned = [np.ascontiguousarray(a[cut][::-1, ::-1].T) for a in (array, reference, predicted)]
-        views.append(_view(PLANES[axis], *turned, (spacing[others[1]], spacing[others[0]]), low, high))
+        grey = array[cut][::-1, ::-1].T
+        ours, theirs = (np.ascontiguousarray(a[cut][::-1, ::-1].T) for a in (reference, predicted))
+        views.append(_view(PLANES[axis], grey, ours, theirs, (spacing[others[1]], spacing[others[0]]), low, high))
     return Seen(case, dice, tuple(views))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -54,6 +56,16 @@ class Segmented:
         """Names of the structures, in the order of :attr:`rows`."""
         return tuple(self.scores[0])
 
+    @property
+    def estimates(self) -> Mapping[str, Estimate]:
+        """Of all structures together."""
+        return self.panel.estimates
+
+    @property
+    def primary(self) -> str:
+        """The estimate that is reported first."""
+        return "dice"
+
     def table(self) -> list[dict[str, Any]]:
         """A row for each structure of each case, worst Dice first."""
         rows = [
@@ -73,12 +85,15 @@ class Segmented:
     def save(self, folder: str | Path) -> None:
         """Write ``segmentation.json`` (estimates) and ``segmentation.csv`` (a row for each structure of each case)."""
         folder = Path(folder)
+        write_atomically(folder / "segmentation.json", json.dumps(self.to_json(), indent=1) + "\n")
+        rows, text = self.table(), io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([list(rows[0]), *(list(row.values()) for row in rows)])
+        write_atomically(folder / "segmentation.csv", text.getvalue())
+
+    def to_json(self) -> dict[str, object]:
+        """Estimates over all structures and of each, as plain JSON types."""
         each = {n: _record(r) for n, r in zip(self.structures, self.rows, strict=True)}
-        record = {"tolerance_mm": self.tolerance_mm, "all": _record(self.panel.estimates), "structures": each}
-        write_atomically(folder / "segmentation.json", json.dumps(record, indent=1) + "\n")
-        rows = self.table()
-        lines = [",".join(rows[0])] + [",".join(str(v) for v in row.values()) for row in rows]
-        write_atomically(folder / "segmentation.csv", "\n".join(lines) + "\n")
+        return {"tolerance_mm": self.tolerance_mm, "all": _record(self.panel.estimates), "structures": each}
 
     def summary(self) -> str:
         """Dice, surface Dice, HD95 and misses of each structure, a line each."""
@@ -87,6 +102,8 @@ class Segmented:
             shown = ", ".join(f"{k} {row[k]}" for k in ("dice", "nsd", "hd95", "missed") if k in row)
             lines.append(f"{name}: {shown}")
         return "\n".join(lines)
+
+    __str__ = summary
 
 
 def _record(estimates: Mapping[str, Estimate]) -> dict[str, object]:

@@ -1,0 +1,234 @@
+"""The main job for masks: from a checked configuration to a run, its evaluation and its report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from medtransfer.cohort import Cohort
+from medtransfer.config import Experiment
+from medtransfer.errors import ConfigError, MetricError
+from medtransfer.run import read_state, write, write_json
+from medtransfer.split import Split
+
+if TYPE_CHECKING:
+    from medtransfer.contour import Job
+    from medtransfer.segment.evaluate import Segmented
+    from medtransfer.segment.run import SegmentationRun
+
+
+@dataclass(frozen=True)
+class MaskResult:
+    """What the training of a segmentation ends in."""
+
+    run: SegmentationRun
+    evaluation: Segmented
+    report: Path
+
+
+def segments(folder: str | Path) -> bool:
+    """Whether a folder holds a run of a segmentation, finished or not."""
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        return False
+    return bool(read_state(folder).get("asked", {}).get("task") == "segmentation")
+
+
+def job_of(experiment: Experiment, cohort: Cohort, split: Split) -> Job:
+    """Plan, model and recipe of a config."""
+    from medtransfer.contour import prepare_job
+
+    given, model = experiment.settings["plan"], experiment.settings["model"]
+    keywords = experiment.arguments("model")
+    return prepare_job(
+        cohort,
+        split,
+        structures=experiment.top.structures,
+        plan={k: getattr(given, k) for k in given.model_fields_set},
+        model={k: keywords[k] for k in model.model_fields_set},
+        recipe=experiment.settings["recipe"],
+        gpu=_device(experiment) != "cpu",
+    )
+
+
+def planned(experiment: Experiment, cohort: Cohort, split: Split) -> dict[str, Any]:
+    """Everything short of training, checked; ``text`` is what a person reads."""
+    job = job_of(experiment, cohort, split)
+    facts = {"cohort": repr(cohort), "out": experiment.top.out}
+    head = "\n".join(f"{key:<10} {value}" for key, value in facts.items())
+    return facts | job.to_record(split) | {"text": f"{head}\n{job.as_text(split)}"}
+
+
+def train(
+    experiment: Experiment, cohort: Cohort, split: Split, *, command: str = "", progress: bool = True
+) -> MaskResult:
+    """Audit, plan, train, evaluate on the held-out patients, write the report; going on after an interruption.
+
+    Raises
+    ------
+    MedTransferError
+        The first thing that is wrong with the config, the data, the weights or the folder.
+    """
+    from medtransfer.audit import audit
+    from medtransfer.contour import names_of
+    from medtransfer.segment.train import train_segmentation
+
+    started = time.monotonic()
+    out, top = Path(experiment.top.out), experiment.top
+    names_of(top.structures)  # before the images are read
+    findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
+    findings.raise_for_errors()
+    job = job_of(experiment, cohort, split)
+    run = train_segmentation(
+        job.model,
+        cohort,
+        split,
+        job.plan,
+        job.recipe,
+        out=out,
+        structures=job.structures,
+        seed=top.seed,
+        device=_device(experiment),
+        precision=_precision(experiment),
+        progress=progress,
+    )
+    write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
+    write(out / "config.yaml", experiment.resolved())
+    known: dict[str, Any] = run.record()
+    stages = list(job.model.stages)
+    learned = [s for s in stages if s in job.recipe.trainable(job.recipe.epochs - 1, stages)]
+    run.describe(
+        {
+            "title": top.title or "Evaluation report",
+            "synthetic": top.synthetic,
+            "command": command,
+            "config": experiment.resolved(),
+            "author": experiment.settings["author"].model_dump(),
+            "audit": findings.to_record(),
+            "table1": cohort.table1(split),
+            "fingerprint": job.found.to_record(),
+            "model": known["model"]
+            | {"head": type(job.model.head).__name__, "trained": learned}
+            | {"frozen": [s for s in stages if s not in learned]},
+        }
+    )
+    return conclude(run, experiment, started=started)
+
+
+def conclude(run: SegmentationRun, experiment: Experiment, *, started: float = math.nan) -> MaskResult:
+    """Evaluate a finished run as its config says and write the report."""
+    from medtransfer.contour import judge_masks
+    from medtransfer.report.masks import write_masks_report
+
+    asked = experiment.arguments("evaluate")
+    result, seen = judge_masks(run, **asked)
+    if "total_s" not in run.record() and math.isfinite(started):
+        run.describe({"total_s": (seconds := round(time.monotonic() - started, 1)), "runtime_s": seconds})
+    page = write_masks_report(
+        result, seen, run.folder / "report.html", record=run.record(), bootstrap=asked["bootstrap"],
+        seed=asked["seed"], **experiment.arguments("report"),
+    )  # fmt: skip
+    return MaskResult(run, result, page)
+
+
+def again(experiment: Experiment, folder: Path, cohort: Cohort) -> MaskResult:
+    """Evaluate a finished run again, its masks predicted anew."""
+    from medtransfer.segment.run import SegmentationRun
+
+    return conclude(SegmentationRun.open(folder, cohort, device=_device(experiment)), experiment)
+
+
+def predict_masks(
+    folder: str | Path, images: Sequence[str], out: str | Path | None, *, form: Literal["nifti", "seg"] = "nifti"
+) -> str:
+    """Write masks of new images into a folder; a CSV of what was written, with volumes in millilitres.
+
+    Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
+
+    Raises
+    ------
+    ConfigError
+        Without a folder, or where the run answers with classes.
+    """
+    import csv
+    import io
+
+    from medtransfer.contour import predict_into
+
+    if not segments(folder):
+        raise ConfigError("masks are asked of a run that gives classes", where=Path(folder).name, fix="leave out --as")
+    if out is None:
+        raise ConfigError("masks need a folder", where="--out", fix="--out FOLDER")
+    names = read_state(Path(folder))["asked"]["structures"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "case", "mask", *(f"ml:{n}" for n in names)])
+    for number, made in enumerate(predict_into(folder, images, out, form=form), start=1):
+        volumes = [f"{made.volumes_ml[n]:.3f}" if made.volumes_ml else "" for n in names]
+        writer.writerow([number, made.case, made.path.name, *volumes])
+    return text.getvalue()
+
+
+def compare_masks(folders: Sequence[str | Path], out: str | Path, *, bootstrap: int = 2000, seed: int = 0) -> Any:
+    """Paired differences of segmentations to the first of them, by structure; written to ``compare.json`` of ``out``.
+
+    Returns
+    -------
+    dict, str
+        The differences as plain JSON types, and as text.
+
+    Raises
+    ------
+    RunError
+        Where a folder holds no evaluated segmentation.
+    MetricError
+        Where the runs tested other cases or structures.
+    """
+    from medtransfer.contour import common_cases, read_segmented
+    from medtransfer.metrics.intervals import plain
+
+    runs = [read_segmented(folder, bootstrap=bootstrap, seed=seed) for folder in folders]
+    names = [Path(f).name for f in folders]
+    if len({r.structures for r in runs}) > 1:
+        raise MetricError("the runs know other structures", got="; ".join(", ".join(r.structures) for r in runs))
+    same = common_cases(runs)
+    lines = [f"{len(same[0].cases)} cases of {len(set(same[0].patients))} patients that all runs tested;"
+             f" differences to {names[0]}, 95 % intervals"]  # fmt: skip
+    record: dict[str, Any] = {
+        "schema": "medtransfer.compare-masks/1", "baseline": names[0], "cases": len(same[0].cases),
+        "patients": len(set(same[0].patients)), "bootstrap": {"resamples": bootstrap, "seed": seed, "unit": "patient"},
+        "runs": [],
+    }  # fmt: skip
+    for name, run in zip(names[1:], same[1:], strict=True):
+        gaps = run.compare(same[0], bootstrap=bootstrap, seed=seed)
+        for structure, row in gaps.items():
+            said = ", ".join(f"{k} {row[k]}" for k in ("dice", "nsd", "hd95"))
+            lines.append(f"  {name} minus {names[0]}, {structure}: {said}")
+        record["runs"].append(
+            {"name": name, "differences": {s: {k: plain(e.to_json()) for k, e in r.items()} for s, r in gaps.items()}}
+        )
+    if len({r.tolerance_mm for r in runs}) > 1:
+        lines.append("  surface Dice was taken at different tolerances and cannot be compared")
+    write_json(Path(out) / "compare.json", record)
+    return record, "\n".join(lines)
+
+
+def _device(experiment: Experiment) -> str:
+    import torch
+
+    asked = experiment.top.accelerator
+    if asked != "auto":
+        return str(asked)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _precision(experiment: Experiment) -> Literal["auto", "32-true", "bf16-mixed"]:
+    asked = experiment.top.precision
+    if asked == "16-mixed":
+        raise ConfigError("masks are trained in 32-true or bf16-mixed", where="precision", got=asked)
+    told = "precision" in experiment.top.model_fields_set
+    return "auto" if not told else "bf16-mixed" if asked == "bf16-mixed" else "32-true"
