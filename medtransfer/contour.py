@@ -189,24 +189,24 @@ def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) 
     >>> plan.patch, plan.strides[-1], plan.mirror
     ((24, 24, 24), (2, 2, 2), ('x',))
     """
-    grid = given.get("spacing_mm")
+    grid, patch = given.get("spacing_mm"), given.get("patch")
+    for name, value in (("spacing_mm", grid), ("patch", patch)):
+        if value is not None and len(value) != len(found.shape):
+            raise ConfigError("one number is wanted for each axis of the images", where=f"plan.{name}",
+                              got=f"{len(value)} of {len(found.shape)}")  # fmt: skip
     if "spacing_mm" in given:  # patch and strides of the grid that was asked for
         shape = found.shape
-        if grid is not None and found.spacing_mm is not None and len(grid) == len(shape):
+        if grid is not None and found.spacing_mm is not None:
             shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, found.spacing_mm, grid, strict=True))
         found = replace(found, shape=shape, spacing_mm=grid, finest_mm=grid)
-    if (patch := given.get("patch")) is not None and len(patch) == len(found.shape):
+    if patch is not None:
         found = replace(found, shape=tuple(patch))
     derived = Plan.for_data(found, gpu=gpu)
     try:
-        plan = Plan.model_validate({**derived.model_dump(), **given})
+        return Plan.model_validate({**derived.model_dump(), **given})
     except ValidationError as error:
         said = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         raise ConfigError("the plan does not fit together", where="plan", got=said) from None
-    if plan.dims != len(found.shape):
-        raise ConfigError("the patch has another number of axes than the images", where="plan.patch",
-                          got=f"{plan.dims} and {len(found.shape)}", fix="one size an axis")  # fmt: skip
-    return plan
 
 
 def memory_gb(plan: Plan, found: Fingerprint, cases: int) -> dict[str, float]:

@@ -37,6 +37,8 @@ def export_model(run: Path, out: Path, *, fold: int = 0) -> Path:
     state = read_state(run)
     if out.exists():
         raise ConfigError("the folder exists already", where=out.name, fix="name another one")
+    if state["asked"].get("task") == "segmentation":
+        raise ConfigError("a segmentation cannot be exported yet", where=run.name, fix="medtransfer predict RUN IMAGE")
     model = load_checkpoint(run / f"fold-{fold}" / "model.safetensors")
     write(
         out / "README.txt",

@@ -38,7 +38,7 @@ def write_balls(root: Path, *, cases: int = 10, seed: int = 0) -> Path:
         for name, array in (("image", image.astype(np.float32)), ("mask", labels)):
             nibabel.save(nibabel.Nifti1Image(array, affine), root / f"{name}{i}.nii.gz")
         part = "train" if i < cases - 4 else "val" if i < cases - 2 else "test"
-        rows.append(f"c{i},p{i},image{i}.nii.gz,mask{i}.nii.gz,{part}")
+        rows.append(f"scan-{i},subject-{i},image{i}.nii.gz,mask{i}.nii.gz,{part}")
     (root / "cohort.csv").write_text("\n".join(rows) + "\n")
     return root
 

@@ -114,7 +114,7 @@ def view(
         "model": record.get("model") or {},
         "receipt": _receipt(record, w),
         "recipe": {k: _plain(v, w) for k, v in (record.get("recipe") or {}).items()},
-        "plan": {k: _plain(v, w) for k, v in (record.get("segmentation_plan") or {}).items()},
+        "plan": {k: _setting(v, w) for k, v in (record.get("segmentation_plan") or {}).items()},
         "finish": _finish(record, result.structures, w),
         "table1": record.get("table1") or {},
         "audit": record.get("audit") or {},
@@ -247,6 +247,17 @@ def _plain(value: object, w: Words) -> str:
     import json
 
     return json.dumps(value) if isinstance(value, dict | list | tuple) else w.number(value)
+
+
+def _setting(value: object, w: Words) -> str:
+    """A field of the plan: sizes as ``16 × 16 × 16``, nothing as 'none'."""
+    if value in (None, [], ""):
+        return w.plain("word.none")
+    if isinstance(value, list) and all(isinstance(v, int | float) for v in value):
+        return " × ".join(f"{v:g}" for v in value)
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return ", ".join(value)
+    return _plain(value, w)
 
 
 def _folds(record: Mapping[str, Any]) -> int:
