@@ -94,24 +94,12 @@ def sections(cohort_key: str, task: str | None = None) -> dict[str, type[BaseMod
 
 def _mask_sections() -> dict[str, type[BaseModel]]:
     """The sections of a segmentation."""
-    from medtransfer.cohort import Cohort
     from medtransfer.contour import given_plan, judge_masks
-    from medtransfer.recipe import Recipe
-    from medtransfer.report import write_report
     from medtransfer.segment.network import load_segmenter
-    from medtransfer.split import split_by_patient
 
-    return {
-        "cohort": keywords(Cohort.from_csv),
-        "split": keywords(split_by_patient, skip=("cohort",)),
-        "audit": AuditSettings,
-        "plan": given_plan(),
-        "model": keywords(load_segmenter),
-        "recipe": Recipe,
-        "evaluate": keywords(judge_masks, skip=("run",)),
-        "report": keywords(write_report, skip=("result", "path")),
-        "author": Author,
-    }
+    shared = {k: v for k, v in sections("csv").items() if k in ("cohort", "split", "audit", "recipe", "report")}
+    own = {"plan": given_plan(), "model": keywords(load_segmenter), "evaluate": keywords(judge_masks, skip=("run",))}
+    return shared | own | {"author": Author}
 
 
 class _Top(BaseModel):

@@ -1,27 +1,25 @@
-"""Segmentation as a job: from a cohort with masks to a plan, a model and a recipe; judged; asked for new masks."""
+"""Segmentation as a job: from a cohort with masks to a plan, a model and a recipe; and how good its masks are."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from medtransfer.cohort import Case, Cohort
+from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, MetricError, RunError
 from medtransfer.metrics.intervals import ClusterBootstrap
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.segmentation import segmentation
 from medtransfer.recipe import Recipe
 from medtransfer.report.outlines import Seen, look
-from medtransfer.run import read_state
 from medtransfer.segment.evaluate import Segmented, predict_masks
 from medtransfer.segment.fingerprint import Fingerprint, fingerprint_of
 from medtransfer.segment.masks import read_pair
@@ -30,7 +28,6 @@ from medtransfer.segment.plan import Plan
 from medtransfer.segment.run import SegmentationRun
 from medtransfer.split import Split
 
-Form = Literal["nifti", "seg"]
 WORST = 10  # cases that the report shows
 
 
@@ -321,88 +318,3 @@ def common_cases(runs: Sequence[Segmented]) -> list[Segmented]:
         cases, patients = (tuple(of[i] for i in at) for of in (run.cases, run.patients))
         found.append(replace(run, cases=cases, patients=patients, scores=tuple(run.scores[i] for i in at)))
     return found
-
-
-@dataclass(frozen=True)
-class Written:
-    """A mask that was written: the case's pseudonym, the file, and the volume of each structure."""
-
-    case: str
-    path: Path
-    volumes_ml: dict[str, float] | None
-
-
-def predict_into(
-    folder: str | Path, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
-) -> Iterator[Written]:
-    """Masks for new images, each on the grid of its source; all folds speak together.
-
-    Parameters
-    ----------
-    folder : path
-        A finished run.
-    images : sequence of path
-        NIfTI or raster files, DICOM files or folders of one series.
-    out : path
-        Folder for ``<pseudonym>.nii.gz``, ``.dcm`` or, for images without a place in space, ``.png``.
-    form : {'nifti', 'seg'}
-        ``seg`` writes DICOM SEG objects, for DICOM sources only.
-
-    Raises
-    ------
-    RunError
-        Where the run is not complete.
-    DataError
-        Where a DICOM SEG is asked for what is not DICOM.
-    """
-    folder = Path(folder)
-    state = read_state(folder)
-    if state["status"] != "complete":
-        raise RunError("the run is not complete", where=folder.name, fix="run the training command again: it goes on")
-    asked, count = state["asked"], len(list(folder.glob("fold-*/finish.json")))
-    nobody = Split((), "none", 0, "", ())
-    structures = tuple(asked["structures"])
-    run = SegmentationRun(folder, Cohort(()), nobody, Plan(**asked["plan"]), structures, device)
-    for text in images:
-        source = Path(text)
-        case = Case(str(source.resolve()), str(source.resolve()), source)
-        yield _write_one(run, case, source, Path(out), form, list(range(count)))
-
-
-def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: Form, folds: list[int]) -> Written:
-    from medtransfer.io.nifti import is_nifti
-    from medtransfer.io.scan import scan
-    from medtransfer.out.nifti import write_mask
-    from medtransfer.out.seg import write_seg
-
-    if form == "seg" and (source.is_file() and is_nifti(source)):
-        raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
-    image = case.read()
-    labels = run.segment(image, folds=folds, where=case.alias)
-    spacing = image.geometry.spacing_mm
-    volumes = None
-    if spacing is not None and labels.ndim == 3:
-        counts = np.bincount(labels.ravel(), minlength=len(run.structures) + 1)
-        volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(run.structures, 1)}
-    if form == "seg":
-        record = scan(source, progress=False)[0]
-        if image.geometry.affine is None:
-            raise DataError("a DICOM SEG refers to a DICOM volume", where=case.alias, fix="--as nifti")
-        return Written(case.alias, write_seg(labels, record, out / f"{case.alias}.dcm", structures=run.structures),
-                       volumes)  # fmt: skip
-    if image.geometry.affine is None:
-        return Written(case.alias, write_picture(labels, out / f"{case.alias}.png"), volumes)
-    path = out / f"{case.alias}.nii.gz"
-    write_mask(labels, image, path, source=source if source.is_file() else None)
-    return Written(case.alias, path, volumes)
-
-
-def write_picture(labels: NDArray[np.uint8], path: Path) -> Path:
-    """A mask of a plain image as PNG: the labels are the grey values."""
-    from PIL import Image
-
-    if labels.ndim != 2:
-        raise DataError("a volume without a place in space has no file format here", got=f"shape {labels.shape}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(labels).save(path)
-    return path

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from medtransfer.cohort import Cohort
+from medtransfer.cohort import Case, Cohort
 from medtransfer.config import Experiment
-from medtransfer.errors import ConfigError, MetricError
+from medtransfer.errors import ConfigError, DataError, MetricError, RunError
 from medtransfer.run import read_state, write, write_json
 from medtransfer.split import Split
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from medtransfer.contour import Job
     from medtransfer.segment.evaluate import Segmented
     from medtransfer.segment.run import SegmentationRun
+
+Form = Literal["nifti", "seg"]
 
 
 @dataclass(frozen=True)
@@ -142,9 +147,7 @@ def again(experiment: Experiment, folder: Path, cohort: Cohort) -> MaskResult:
     return conclude(SegmentationRun.open(folder, cohort, device=_device(experiment)), experiment)
 
 
-def predict_masks(
-    folder: str | Path, images: Sequence[str], out: str | Path | None, *, form: Literal["nifti", "seg"] = "nifti"
-) -> str:
+def predict_masks(folder: str | Path, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti") -> str:
     """Write masks of new images into a folder; a CSV of what was written, with volumes in millilitres.
 
     Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
@@ -157,8 +160,6 @@ def predict_masks(
     import csv
     import io
 
-    from medtransfer.contour import predict_into
-
     if not segments(folder):
         raise ConfigError("masks are asked of a run that gives classes", where=Path(folder).name, fix="leave out --as")
     if out is None:
@@ -169,8 +170,97 @@ def predict_masks(
     writer.writerow(["row", "case", "mask", *(f"ml:{n}" for n in names)])
     for number, made in enumerate(predict_into(folder, images, out, form=form), start=1):
         volumes = [f"{made.volumes_ml[n]:.3f}" if made.volumes_ml else "" for n in names]
-        writer.writerow([number, made.case, made.path.name, *volumes])
+        writer.writerow([number, made.case, made.path.name if made.path else "", *volumes])
     return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A mask: the case's pseudonym, its file (an empty one makes no DICOM SEG), and the volume of each structure."""
+
+    case: str
+    path: Path | None
+    volumes_ml: dict[str, float] | None
+
+
+def predict_into(
+    folder: str | Path, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
+) -> Iterator[Written]:
+    """Masks for new images, each on the grid of its source; all folds speak together.
+
+    Parameters
+    ----------
+    folder : path
+        A finished run.
+    images : sequence of path
+        NIfTI or raster files, DICOM files or folders of one series.
+    out : path
+        Folder for ``<pseudonym>.nii.gz``, ``.dcm`` or, for images without a place in space, ``.png``.
+    form : {'nifti', 'seg'}
+        ``seg`` writes DICOM SEG objects, for DICOM sources only.
+
+    Raises
+    ------
+    RunError
+        Where the run is not complete.
+    DataError
+        Where a DICOM SEG is asked for what is not DICOM.
+    """
+    from medtransfer.segment.plan import Plan
+    from medtransfer.segment.run import SegmentationRun
+
+    folder = Path(folder)
+    state = read_state(folder)
+    if state["status"] != "complete":
+        raise RunError("the run is not complete", where=folder.name, fix="run the training command again: it goes on")
+    asked, folds = state["asked"], range(len(list(folder.glob("fold-*/finish.json"))))
+    nobody = Split((), "none", 0, "", ())
+    run = SegmentationRun(folder, Cohort(()), nobody, Plan(**asked["plan"]), tuple(asked["structures"]), device)
+    for text in images:
+        source = Path(text)
+        case = Case(str(source.resolve()), str(source.resolve()), source)
+        yield _write_one(run, case, source, Path(out), form, folds)
+
+
+def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: Form, folds: Sequence[int]) -> Written:
+    import numpy as np
+
+    from medtransfer.io.nifti import is_nifti
+    from medtransfer.io.scan import scan
+    from medtransfer.out.nifti import write_mask
+    from medtransfer.out.seg import write_seg
+
+    if form == "seg" and (source.is_file() and is_nifti(source)):
+        raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
+    image = case.read()
+    labels = run.segment(image, folds=folds, where=case.alias)
+    spacing = image.geometry.spacing_mm
+    volumes = None
+    if spacing is not None and labels.ndim == 3:
+        counts = np.bincount(labels.ravel(), minlength=len(run.structures) + 1)
+        volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(run.structures, 1)}
+    if form == "seg":
+        if image.geometry.affine is None:
+            raise DataError("a DICOM SEG refers to a DICOM volume", where=case.alias, fix="--as nifti")
+        record, path = scan(source, progress=False)[0], out / f"{case.alias}.dcm"
+        made = write_seg(labels, record, path, structures=run.structures) if labels.any() else None
+        return Written(case.alias, made, volumes)
+    if image.geometry.affine is None:
+        return Written(case.alias, write_picture(labels, out / f"{case.alias}.png"), volumes)
+    path = out / f"{case.alias}.nii.gz"
+    write_mask(labels, image, path, source=source if source.is_file() else None)
+    return Written(case.alias, path, volumes)
+
+
+def write_picture(labels: NDArray[np.uint8], path: Path) -> Path:
+    """A mask of a plain image as PNG: the labels are the grey values."""
+    from PIL import Image
+
+    if labels.ndim != 2:
+        raise DataError("a volume without a place in space has no file format here", got=f"shape {labels.shape}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(labels).save(path)
+    return path
 
 
 def compare_masks(folders: Sequence[str | Path], out: str | Path, *, bootstrap: int = 2000, seed: int = 0) -> Any:

@@ -270,6 +270,32 @@ def test_a_job_needs_masks():
         prepare_job(cohort, mt.Split.from_column(cohort), structures=["a"], plan={}, model={})
 
 
+def test_a_dicom_series_gets_a_dicom_seg_on_its_voxels(balls, shared, tmp_path):
+    pytest.importorskip("highdicom")
+    import pydicom
+
+    from medtransfer.io import read
+    from medtransfer.io.segments import read_segmentation
+
+    text = config(balls, tmp_path / "run", recipe="{method: full, freeze_epochs: 0, epochs: 1}")
+    (tmp_path / "seg.yaml").write_text(text)
+    assert call("train", tmp_path / "seg.yaml", "-q").exit_code == 0
+    series = next((shared / "hippocampus" / "dicom_test" / "Study1").rglob("*.dcm")).parent
+    masks = {}
+    for form in ("nifti", "seg"):
+        made = call("predict", tmp_path / "run", series, "--out", tmp_path / form, "--as", form)
+        assert made.exit_code == 0, made.output
+        masks[form] = tmp_path / form / next(csv.DictReader(made.output.splitlines()))["mask"]
+    back, off = read_segmentation(masks["seg"], read(series))
+    assert off < 0.01
+    assert back.any()
+    labels = read(masks["nifti"], labels=True).array  # segments are numbered without gaps: compared by name
+    named = {s.SegmentNumber: s.SegmentLabel for s in pydicom.dcmread(masks["seg"]).SegmentSequence}
+    assert {"large": 1, "small": 2}.keys() >= set(named.values())
+    for number, name in named.items():
+        assert np.array_equal(back == number, labels == {"large": 1, "small": 2}[name])
+
+
 @pytest.mark.slow
 def test_a_few_real_cases(shared, tmp_path):
     source = shared / "hippocampus"
