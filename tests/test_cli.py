@@ -19,7 +19,8 @@ split: {val: 0.2, test: 0.25, seed: 0}
 prepare: {size: 32, scale: range}
 model: {weights: random/resnet18, until: layer1}
 recipe: {method: logistic}
-evaluate: {bootstrap: 200, controls: [histogram]}
+evaluate: {bootstrap: 200, controls: [histogram], explain: false, robustness: false, learning_curve: false,
+           shuffled_labels: false}
 out: run
 """
 
@@ -203,7 +204,8 @@ def test_contrast_medium_on_real_slices(shared, tmp_path):
     from medtransfer.pipeline import train
 
     config = Path(__file__).resolve().parents[1] / "configs" / "ct_contrast.yaml"
-    changes = [f"data={shared}", f"out={tmp_path / 'run'}"]
+    quick = [f"evaluate.{name}=false" for name in ("explain", "robustness", "learning_curve", "shuffled_labels")]
+    changes = [f"data={shared}", f"out={tmp_path / 'run'}", *quick]
     result = train(Experiment.from_file(config, changes=changes), progress=False)
     estimate = result.evaluation.estimates["auroc"]
     assert estimate.value >= 0.88
