@@ -66,7 +66,8 @@ def train_segmentation(
         Grid, patches, batch, grey values.
     recipe : Recipe
         ``method='probe'`` leaves the encoder frozen, ``'finetune'`` trains the decoder for ``freeze_epochs`` first,
-        ``'full'`` everything. An epoch is ``plan.steps_per_epoch`` batches; ``batch_size`` is the plan's.
+        ``'full'`` everything. An epoch is ``plan.steps_per_epoch`` batches; ``batch_size`` is the plan's;
+        ``patience`` counts validations, of which there are about twenty.
     out : path
         The run folder. If it holds this very run, training goes on where it stands, or is found complete.
     structures : sequence of str or None
@@ -184,7 +185,9 @@ class _Training:
                 began = time.monotonic()
                 entry = self._epoch(state)
                 state.history.append(entry)
+                waited = state.waited
                 state.next_epoch(float("inf") if entry["val_loss"] is None else entry["val_loss"])
+                state.waited = waited if entry["val_loss"] is None else state.waited  # patience counts validations
                 state.save()
                 state.tidy()
                 append(self.run.folder / "log.jsonl", entry | {"seconds": round(time.monotonic() - began, 3)})
