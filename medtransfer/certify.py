@@ -75,10 +75,8 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
     side = side or own
     generator = torch.Generator().manual_seed(seed)
     found, whole = [], copy.deepcopy(network)
-    for dims in sorted({2, *arch.dims}):
-        if dims == 3 and dims not in arch.dims:
-            continue
-        made = network if dims == 2 else _filled(arch, 3, seed)
+    for dims in arch.dims:
+        made = network if dims == arch.dims[0] else _filled(arch, dims, seed)
         extent = (side,) * 2 if dims == 2 else (96 if arch.has_token else max(arch.min_side, 33),) * 3
         gray = torch.rand(1, 1, *extent, generator=generator, dtype=torch.float64)
         found.append(_gray(arch, made, mean, std, gray, label, dims))
@@ -94,7 +92,7 @@ def certify(name: str, *, seed: int = 0, side: int | None = None) -> list[Certif
 
 
 def _original(name: str, seed: int) -> tuple[Architecture, nn.Module, tuple[float, ...], tuple[float, ...], str]:
-    """The 2D network in float64 with the named weights, or with seeded tensors."""
+    """The network, in 2D where it can be, in float64 with the named weights, or with seeded tensors."""
     plain = "/" not in name
     try:
         record = find(f"imagenet/{architecture(name).name}" if plain else name)
@@ -104,10 +102,10 @@ def _original(name: str, seed: int) -> tuple[Architecture, nn.Module, tuple[floa
     arch = architecture(record.arch)
     if record.file is not None:
         network, native, _ = load(arch, read_tensors(record.file), allow_new=tuple(s for s, _ in arch.stages))
-        if native[0] == 2 and native[1] == arch.channels:
+        if native[0] == arch.dims[0] and native[1] == arch.channels:
             return arch, network.double().eval(), record.mean, record.std, record.name
     mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if arch.channels == 3 else ((0.4,), (0.25,))
-    return arch, _filled(arch, 2, seed), mean, std, f"{arch.name}, seeded tensors"
+    return arch, _filled(arch, arch.dims[0], seed), mean, std, f"{arch.name}, seeded tensors"
 
 
 def _filled(arch: Architecture, dims: int, seed: int) -> nn.Module:
@@ -181,7 +179,8 @@ def _reduced(arch: Architecture, x: Tensor) -> Tensor:
 def _relative(found: Tensor, wanted: Tensor) -> float:
     if found.shape != wanted.shape or not bool(found.isfinite().all()):
         return float("inf")
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    error, scale = float((found - wanted).abs().max()), float(wanted.abs().max())
+    return error / scale if scale > 0 else 0.0 if error == 0 else float("inf")
 
 
 def _gray(

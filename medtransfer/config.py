@@ -19,24 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
 from medtransfer.predictions import Task
+from medtransfer.report.author import Author
 
 _MOST_BYTES, _MOST_NODES = 2**20, 100_000
 _COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
 _PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist")}
 Keys = tuple[str, ...]
-
-
-class Author(BaseModel):
-    """What only the author can say; the report marks what is missing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    intended_use: str = ""
-    index_test: str = ""
-    reference_standard: str = ""
-    eligibility: str = ""
-    ethics: str = ""
-    funding: str = ""
 
 
 class AuditSettings(BaseModel):
@@ -79,6 +67,7 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.model import load_model
     from medtransfer.prepare import Prepare
     from medtransfer.recipe import Recipe
+    from medtransfer.report import write_report
     from medtransfer.search import search
     from medtransfer.split import split_by_patient
     from medtransfer.track import track
@@ -94,6 +83,7 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
         "model": keywords(load_model),
         "recipe": Recipe,
         "evaluate": keywords(judge, skip=("run",)),
+        "report": keywords(write_report, skip=("result", "path")),
         "search": keywords(search, skip=rest),
         "track": keywords(track, skip=("out",)),
         "author": Author,

@@ -221,9 +221,18 @@ def decisions(
 
     point = {k: mean(t) for k, t in found.items()} if isinstance(found, dict) else found and mean(found)
     if calibrator is not None:
-        intercept, slope = (float(np.mean(list(v.values()))) for v in (calibrator.intercept, calibrator.slope))
-        calibrator = Calibrator(calibrator.method, {0: intercept}, {0: slope})
+        calibrator = _mean_calibrator(calibrator)
     return point, calibrator
+
+
+def _mean_calibrator(by_fold: Calibrator) -> Calibrator:
+    """The mean of the folds' curves: of their intercepts and slopes, or of isotonic steps at all their knots."""
+    if by_fold.method != "isotonic":
+        intercept, slope = (float(np.mean(list(v.values()))) for v in (by_fold.intercept, by_fold.slope))
+        return Calibrator(by_fold.method, {0: intercept}, {0: slope})
+    x = np.unique(np.concatenate([ends for ends, _ in by_fold.knots.values()]))
+    y = np.mean([np.interp(x, *curve) for curve in by_fold.knots.values()], axis=0)
+    return Calibrator("isotonic", {}, {}, knots={0: (tuple(x.tolist()), tuple(y.tolist()))})
 
 
 def _evaluated(

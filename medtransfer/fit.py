@@ -111,10 +111,10 @@ def fit(
     asked |= {"bag": cohort.bags} if cohort.bags else {}
     if strategy == "fsdp":
         raise ConfigError(
-            "sharded weights are not offered yet",
+            "weights sharded over devices are not offered",
             where="strategy",
             got=strategy,
-            fix="strategy: ddp, recipe.tune: lora",
+            fix="strategy: ddp, and recipe.tune: lora where the network is too large",
         )
     fabric = Fabric(
         accelerator=accelerator,

@@ -99,7 +99,7 @@ def fit_linear(
     --------
     >>> x = np.random.default_rng(0).normal(size=(60, 2))
     >>> found = fit_linear(x, x[:, :1] * 3 + 5, np.arange(60).astype(str), 1, task="regression")
-    >>> found.weight.round(2).tolist(), found.bias.round(2).tolist()
+    >>> found.weight.round(1).tolist(), found.bias.round(1).tolist()
     ([[3.0, 0.0]], [5.0])
     """
     if task == "classification":

@@ -160,7 +160,8 @@ def conclude(run: Run, experiment: Experiment, *, started: float = math.nan) -> 
     evaluation = judge(run, **experiment.arguments("evaluate"))
     if "total_s" not in run.record() and math.isfinite(started):
         run.describe({"total_s": (seconds := round(time.monotonic() - started, 1)), "runtime_s": seconds})
-    return Result(run, evaluation, write_report(evaluation, run.folder / "report.html"))
+    page = write_report(evaluation, run.folder / "report.html", **experiment.arguments("report"))
+    return Result(run, evaluation, page)
 
 
 def reopen(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool = True) -> tuple[Run, Experiment]:

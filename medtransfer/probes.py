@@ -239,5 +239,6 @@ def shuffled_auroc(run: Run, features: NDArray[np.floating[Any]], *, bootstrap: 
         return {"auroc": np.where(there > 0, np.nansum(each, axis=0) / np.maximum(there, 1), np.nan)}
 
     resamples = ClusterBootstrap.draw(cohort.patients[cases], resamples=bootstrap, seed=seed)
-    units = min(len(set(cohort.patients[cases][y == k].tolist())) for k in np.unique(y))
+    # each fold's AUROC rests on its own patients alone: the smallest fold's are the degrees of freedom
+    units = min(len(set(cohort.patients[cases][f & (y == k)].tolist())) for f in where for k in np.unique(y[f]))
     return measure(statistic, resamples, units=units).estimates["auroc"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.errors import MetricError, RunError
-from medtransfer.metrics import classification, comparison
+from medtransfer.metrics import classification, comparison, panel
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, plain
 from medtransfer.metrics.names import LABELS
-from medtransfer.metrics.panel import SHARES
 from medtransfer.metrics.permutation import between_models, holm
 from medtransfer.metrics.threshold import Threshold
 from medtransfer.predictions import Predictions
@@ -152,11 +152,10 @@ def compare_runs(
     same = {name: comparison.align(p, base, f"the run '{name}'") for name, p in runs.items()}
     resamples = ClusterBootstrap.draw(base.patient, resamples=bootstrap, seed=seed)
     points = thresholds if thresholds and len(base.classes) == 2 and set(thresholds) == set(runs) else {}
-    once, draws = {}, {}
-    for name, p in same.items():
-        statistic = _statistics(p, points.get(name))
-        once[name], draws[name] = statistic(np.ones((1, len(base)))), resamples.apply(statistic)
-    primary = next(iter(once[first]))
+    units = panel.rarer(base.reference == 1, resamples.patient) if len(base.classes) == 2 else 0
+    measured = {n: panel.measure(_statistics(p, points.get(n)), resamples, units=units) for n, p in same.items()}
+    primary = next(iter(measured[first].estimates))
+    patients = len(np.unique(base.patient))
     others = [name for name in runs if name != first]
     classes = [1] if len(base.classes) == 2 else list(range(len(base.classes)))
     truth = base.reference[:, None] == np.array(classes)
@@ -170,17 +169,22 @@ def compare_runs(
     tested = {name: (p, q) for name, p, q in zip(others, ps, holm(ps), strict=True) if not np.isnan(p)}
     found = []
     for name, predicted in runs.items():
-        values = {k: interval(float(v[0]), draws[name][k], share=k in SHARES) for k, v in once[name].items()}
-        gains = {
-            k: interval(float(v[0] - once[first][k][0]), draws[name][k] - draws[first][k])
-            for k, v in once[name].items()
-        }
+        gains = {} if name == first else _gains(measured[name], measured[first], patients)
         p_value, adjusted = tested.get(name, (None, None))
         rule = points[name].rule if name in points else ""
         gone = len(predicted) - len(base)
-        found.append(Rival(name, values, {} if name == first else gains, p_value, adjusted, rule, gone))
-    patients = len(np.unique(base.patient))
+        found.append(Rival(name, measured[name].estimates, gains, p_value, adjusted, rule, gone))
     return Rivals(tuple(found), primary, base.classes, len(base), patients, bootstrap, permutations, seed)
+
+
+def _gains(run: panel.Panel, baseline: panel.Panel, patients: int) -> dict[str, Estimate]:
+    """Paired differences by resamples that both share."""
+    found = {}
+    for name, e in run.estimates.items():
+        other = baseline.estimates[name]
+        value = math.nan if e.value is None or other.value is None else e.value - other.value
+        found[name] = interval(value, run.draws[name] - baseline.draws[name], patients=patients)
+    return found
 
 
 def _keys(p: Predictions, repeated: bool) -> list[tuple[int, str]]:

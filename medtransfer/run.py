@@ -220,6 +220,17 @@ class Run:
         folds = f"{len(self.split.folds)} folds" if len(self.split.folds) > 1 else "holdout"
         return f"Run({self.folder.name}: {folds}, {len(self.cohort)} cases)"
 
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        known = self.record() if (self.folder / "record.json").is_file() else {}
+        model = known.get("model")
+        facts = {k: model.get(k) for k in ("backbone", "weights", "head")} if isinstance(model, dict) else {}
+        facts |= {"seed": known.get("seed"), "run time": f"{known['runtime_s']} s" if "runtime_s" in known else None}
+        rows = [(k, v) for k, v in facts.items() if v is not None]
+        body = "".join(f"<tr><td>{k}</td><td style='text-align:right'>{escape(str(v))}</td></tr>" for k, v in rows)
+        return f"<table><caption>{escape(repr(self))}</caption>{body}</table>{self.split._repr_html_()}"
+
 
 def make_folder(folder: Path) -> Path:
     """Make a run folder with its private part; the path of the latter.

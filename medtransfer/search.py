@@ -176,10 +176,15 @@ def search(
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
     trainer = Trainer(model, inner, parts, prepare, Path(out), augment, accelerator, seed)
 
+    def ask(trial: Any, default: Recipe) -> Recipe:
+        recipe = (propose or _propose)(trial, default)
+        solved = "logistic" in (recipe.method, recipe.start)
+        return recipe.with_head() if solved and not model.linear else recipe
+
     def objective(trial: Any) -> float:
         started, busy = time.monotonic(), time.process_time()
         first = bool(trial.user_attrs.get("default"))
-        candidate = usual if first else _candidate(trial, usual, sizes, backbones, propose or _propose)
+        candidate = usual if first else _candidate(trial, usual, sizes, backbones, ask)
         trial.set_user_attr("candidate", candidate.to_record())
         try:
             found = trainer.losses(candidate, f"{name}-{trial.number}", None if first else trial)
@@ -263,9 +268,27 @@ def _propose(trial: Any, default: Recipe) -> Recipe:
 
 
 def _storage(optuna: Any, storage: str | None) -> Any:
-    """A database by its URL, or a journal file that several processes append to."""
-    if storage is None or "://" in storage:
-        return storage
+    """A database by its URL, or a journal file that several processes append to.
+
+    Raises
+    ------
+    ConfigError
+        Where the database cannot be opened.
+    """
+    if storage is None:
+        return None
+    if "://" in storage:
+        wrong = require("sqlalchemy", "hpo").exc.SQLAlchemyError
+        for pause in (0.5, 1, 2, 4, 0):  # processes that begin together make the tables together, and one fails
+            try:
+                return optuna.storages.get_storage(storage)
+            except (wrong, ImportError) as error:
+                if not pause:
+                    raise ConfigError(
+                        "the database of the search cannot be opened", where="search.storage",
+                        got=type(error).__name__, fix="check the address and that its driver is installed",
+                    ) from error  # fmt: skip
+                time.sleep(pause)
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 

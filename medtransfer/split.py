@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer._allocate import allocate
+from medtransfer._allocate import allocate, parts_html
 from medtransfer.cohort import Cohort
 from medtransfer.errors import LeakageError, SplitError
 from medtransfer.predictions import BY_CLASS
@@ -132,6 +132,8 @@ class Split:
         if len(self.folds) == 1:
             return {part.name: part for part in self.folds[0].parts()}
         return {f"fold {i + 1}": fold.test for i, fold in enumerate(self.folds)}
+
+    _repr_html_ = parts_html
 
     def inner(self, cohort: Cohort, *, fold: int = 0, folds: int = 3, seed: int = 0) -> tuple[Cohort, Split]:
         """The training part of a fold as a cohort, and patient-grouped folds inside it to choose by.

@@ -148,7 +148,8 @@ def compare_strategies(
     out : path
         One run folder a strategy; what is complete is not trained again.
     strategies : mapping of str to Recipe or None
-        None takes :func:`recipes`. The one named ``scratch`` starts from random weights and is the reference.
+        None takes :func:`recipes`, by descent where no linear model fits the head. The one named ``scratch`` starts
+        from random weights and is the reference.
     bootstrap, seed : int
         Resamples of patients behind intervals and p values.
 
@@ -172,6 +173,8 @@ def compare_strategies(
     run = None
     for name, recipe in (strategies or recipes(len(split.folds[0].train))).items():
         start = restart(model.description, seed=seed) if name == SCRATCH else model
+        if not model.linear and "logistic" in (recipe.method, recipe.start):
+            recipe = recipe.with_head()
         run = fit(start, cohort, split, prepare, recipe, out=out / name, augment=augment, seed=seed,
                   accelerator=accelerator, progress=progress)  # fmt: skip
         found[name] = run.test()

@@ -43,7 +43,7 @@ def exchanged(arch: Architecture, network: nn.Module, stages: list[str]) -> list
 
 
 def misplaced(arch: Architecture, network: nn.Module, stages: list[str]) -> tuple[str, str] | None:
-    """The pair of convolutions of a 2D network, each with its normalisation, that seem to have changed places.
+    """The pair of layers or blocks of a 2D network, normalisation included, that seem to have changed places.
 
     Pairs of one shape are exchanged in turn, the ones first that fit each other's place best. The best one is
     named where it makes the likeness of all layers, summed, greater by 1, and their mean at least 1.1 (2 would be
@@ -58,19 +58,38 @@ def misplaced(arch: Architecture, network: nn.Module, stages: list[str]) -> tupl
         crossed = _likeness(conv_b, norm_b, x_a) + _likeness(conv_a, norm_a, x_b)
         return crossed - own[pair[0]] - own[pair[1]]
 
+    layers = sorted(_alike(places), key=fits, reverse=True)
+    units: dict[str, tuple[nn.Module, ...]] = {p: place[:2] for p, place in places.items()}
+    twins = _twins(network)[:_MOST_EXCHANGES]
     before, count = _chain(arch, network, stages, x)
     best, named = before, None
-    for pair in sorted(_alike(places), key=fits, reverse=True)[:_MOST_EXCHANGES]:
-        (conv_a, norm_a, _), (conv_b, norm_b, _) = (places[p] for p in pair)
-        _exchange((conv_a, norm_a), (conv_b, norm_b))
+    for pair in [*twins, *layers[:_MOST_EXCHANGES]]:
+        one, other = ((network.get_submodule(p),) if pair in twins else units[p] for p in pair)
+        _exchange(one, other)
         after, _ = _chain(arch, network, stages, x)
-        _exchange((conv_a, norm_a), (conv_b, norm_b))
+        _exchange(one, other)
         if after > best:
             best, named = after, pair
     return named if best > before + _GAIN and best > _MEAN * count else None
 
 
-def _exchange(a: tuple[nn.Module, nn.Module], b: tuple[nn.Module, nn.Module]) -> None:
+def _twins(network: nn.Module) -> list[tuple[str, str]]:
+    """Pairs of blocks, of two convolutions with normalisation or more, that hold the same layers; nearest first."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    seen: set[tuple[int, ...]] = set()
+    for path, block in network.named_modules():
+        held = tuple(id(p) for p in block.parameters())
+        convs = [m for m in block.modules() if isinstance(m, nn.Conv2d)]
+        norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+        if path and len(convs) > 1 and len(norms) > 1 and held not in seen:  # not again what it is all of
+            seen.add(held)
+            shapes = tuple((name, tuple(value.shape)) for name, value in block.state_dict().items())
+            groups.setdefault((type(block), shapes, tuple(c.stride for c in convs)), []).append(path)
+    pairs = [(j - i, m[i], m[j]) for m in groups.values() for i, j in combinations(range(len(m)), 2)]
+    return [(a, b) for _, a, b in sorted(pairs, key=lambda pair: pair[0])]
+
+
+def _exchange(a: tuple[nn.Module, ...], b: tuple[nn.Module, ...]) -> None:
     for one, other in zip(a, b, strict=True):
         tensors = ([*m.parameters(), *m.buffers()] for m in (one, other))
         for mine, theirs in zip(*tensors, strict=True):

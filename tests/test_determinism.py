@@ -77,3 +77,6 @@ def test_half_precision_without_its_device_and_sharding_are_refused(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="CUDA"):
             fit(*fixed, out=tmp_path / "a", precision="16-mixed")
+    with pytest.raises(ConfigError, match="sharded"):
+        fit(*fixed, out=tmp_path / "b", strategy="fsdp")
+    assert not (tmp_path / "b").exists()

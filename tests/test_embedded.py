@@ -26,7 +26,7 @@ def tool(monkeypatch):
         pytest.skip("the training scripts are not beside the tests")
     monkeypatch.syspath_prepend(str(ROOT / "tools" / "pretrain"))
     yield importlib.import_module
-    for name in ("scenes", "views", "choose", "train"):
+    for name in ("scenes", "projections", "views", "choose", "train"):
         sys.modules.pop(name, None)
 
 
@@ -100,6 +100,41 @@ def test_scenes_repeat_and_differ(tool):
         assert torch.isfinite(first[1]).all()
 
 
+def test_projections_are_drawn_beside_scenes_and_leave_those_as_they_were(tool):
+    scenes, projections = tool("scenes"), tool("projections")
+    plain, told = scenes.scene_bank(4, 2, 32, 5, 2)
+    g = torch.Generator().manual_seed(5)
+    drawn = [scenes.draw_scenes(2, 2, 32, g) for _ in range(2)]
+    assert torch.equal(plain, torch.cat([d.stacked() for d in drawn]))
+    assert told.shape[1] == len(scenes.ATTRIBUTES)
+    (mixed, told), (again, _) = (scenes.scene_bank(64, 2, 32, 5, 4, 0.5) for _ in range(2))
+    assert torch.equal(mixed, again)
+    names = (*scenes.ATTRIBUTES, *projections.EXTRA)
+    share = told[:, names.index("projection")]
+    assert told.shape == (64, len(names))
+    assert torch.isfinite(told).all()
+    assert 0.2 < share.mean() < 0.8
+    assert (told[share == 0][:, len(scenes.ATTRIBUTES) :] == 0).all()
+
+
+def test_a_haze_is_in_its_map(tool):
+    projections = tool("projections")
+    drawn = projections.draw_projections(64, 40, torch.Generator().manual_seed(1))
+    names = (*tool("scenes").ATTRIBUTES, *projections.EXTRA)
+    haze, ball = (drawn.attributes[:, names.index(name)] for name in ("haze_mass", "lesion"))
+    marked = drawn.lesion.flatten(1).mean(1)
+    assert (marked[(haze == 0) & (ball == 0)] == 0).all()
+    assert (marked[haze > 0.01] > 0).all()
+
+
+def test_views_share_as_much_of_the_grey_curve_as_asked(tool):
+    views = tool("views")
+    flat = torch.full((6, 4, 40, 40), 160, dtype=torch.uint8)
+    for alike, same in ((1.0, True), (0.0, False)):
+        clean = views.two_views(flat, 24, torch.Generator().manual_seed(0), alike)[1][:, 0]
+        assert torch.allclose(clean[:6], clean[6:], atol=1e-6) == same
+
+
 def test_lesion_map_and_attribute_agree(tool):
     scenes = tool("scenes")
     g = torch.Generator().manual_seed(3)
@@ -130,7 +165,7 @@ def test_training_repeats_by_seed_and_steps(tool, tmp_path):
     try:
         for name in ("a", "b"):
             options = {"steps": 2, "minutes": 0, "seed": 0, "count": 8, "folder": tmp_path, "lr": 1e-3}
-            train.train(2, tmp_path / name, weights=(1, 1, 1), **options)
+            train.train(2, tmp_path / name, weights=(1, 1, 1), projections=0.5, alike=0.8, **options)
     finally:
         torch.set_num_threads(threads)
     a, b = (read_tensors(tmp_path / name / "compact2d.safetensors") for name in "ab")

@@ -289,3 +289,38 @@ def test_the_report_shows_errors_with_their_maps(run):
     quiet = judge(run, bootstrap=100, controls=(), threshold="0.5", explain=False, robustness=False)
     assert "No maps were made" in page(quiet)
     assert not [c for c in quiet.checks if c.name == "Maps of evidence"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("weights", "options"), [("embedded/compact3d", {}), ("embedded/compact2d", {"depth": "slices"})]
+)
+def test_the_maps_of_volumes_point_at_what_was_planted(weights, options, tmp_path):
+    import nibabel as nib
+
+    from medtransfer.cohort import Case, Cohort
+
+    rng, cases, centres = np.random.default_rng(0), [], []
+    for i in range(60):
+        voxels = rng.normal(100, 25, (40, 40, 20))
+        x, y, z = *rng.integers(8, 32, 2), rng.integers(4, 16)
+        if i % 2:
+            grid = np.indices(voxels.shape)
+            voxels[(grid[0] - x) ** 2 + (grid[1] - y) ** 2 + (grid[2] - z) ** 2 < 25] += 70
+        nib.save(nib.Nifti1Image(voxels.astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / f"{i}.nii")
+        cases.append(Case(f"c{i}", f"p{i}", tmp_path / f"{i}.nii", label=i % 2))
+        centres.append((z, 39 - y, 39 - x))  # prepared volumes run to the back and to the patient's left
+    cohort = Cohort(tuple(cases), ("no", "yes"))
+    model = load_model(weights, dims=3, pool_from=["block2", "block3"], **options)
+    run = mt.fit(
+        model, cohort, mt.split_by_patient(cohort, val=0, test=0.4), mt.Prepare(size=(40, 40, 20), scale=(0, 220)),
+        mt.Recipe(method="logistic"), out=tmp_path / "run", progress=False,
+    )  # fmt: skip
+    away = []
+    for i in run.split.test:
+        if i % 2:
+            heat = run.heatmap(cohort.cases[i].alias, 1)
+            assert heat.shape == (20, 40, 40)
+            away.append(np.linalg.norm(np.subtract(np.unravel_index(heat.argmax(), heat.shape), centres[i])))
+    assert np.median(away) <= 5  # the ball's radius
+    assert np.mean(np.array(away) <= 6) >= 0.9

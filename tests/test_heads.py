@@ -139,7 +139,7 @@ def test_dense_heads_learn_what_a_line_cannot_for_every_task(task, attention):
         optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
         for _ in range(150):
             optimizer.zero_grad()
-            task_loss(task)(head(items[:400]), target[:400]).backward()
+            losses(head(items[:400]), target[:400], task=task).mean().backward()
             optimizer.step()
         with torch.no_grad():
             found = task_probabilities(task)(head.eval()(items[400:]))

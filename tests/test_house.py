@@ -18,7 +18,8 @@ ROOMS = [
     "tuned", "recipe", "reasons", "boundary", "features", "predict", "explain", "run", "training", "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "config", "dryrun", "pipeline", "refine", "phantom", "demo", "cli_refine", "cli_weights", "cli", "__main__",
+    "external", "config", "dryrun", "pipeline", "refine", "phantom", "demo", "cli_refine", "cli_weights", "cli",
+    "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",

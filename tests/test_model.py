@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,6 +93,11 @@ def test_certificates_hold(name):
     assert all(c.holds for c in found), "\n".join(map(str, found))
     arch = ARCHITECTURES[name]
     assert len(found) == len(arch.dims) + 4 * arch.inflatable
+
+
+def test_the_table_of_certificates_names_every_backbone():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "certificates.md").read_text(encoding="utf-8")
+    assert {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")} >= set(ARCHITECTURES)
 
 
 def test_a_certificate_fails_where_the_arithmetic_is_wrong(monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_cohorts import blobs
 
-from medtransfer import Prepare, Recipe, Split, load_model, split_by_patient
+from medtransfer import Head, Prepare, Recipe, Split, load_model, split_by_patient
 from medtransfer.search import search
 from medtransfer.trials import gain_of_choosing
 
@@ -90,6 +90,15 @@ def test_hopeless_trials_are_stopped_and_a_given_default_is_never(tmp_path):
     assert found.trials == 8
 
 
+@pytest.mark.slow
+def test_a_head_that_no_linear_model_fits_is_searched_by_descent(tmp_path):
+    cohort, head = blobs(40), Head(hidden=(4,))
+    found = search(load_model("random/resnet18", until="layer1", head=head), cohort, split_by_patient(cohort), PREPARE,
+                   out=tmp_path / "s", trials=1, folds=2, propose=weighed, progress=False)  # fmt: skip
+    assert found.trials == 2
+    assert {found.default.recipe.method, found.best.recipe.method} == {"probe"}
+
+
 PROGRAM = """
 import sys
 from test_search import tried
@@ -126,3 +135,25 @@ def test_optuna_is_an_extra(tmp_path, monkeypatch):
     cohort = blobs(40)
     with pytest.raises(MissingPackage, match="hpo"):
         tried(cohort, split_by_patient(cohort), tmp_path / "s")
+
+
+def test_databases_that_are_made_together_or_do_not_open(tmp_path, monkeypatch):
+    from sqlalchemy.exc import IntegrityError
+
+    from medtransfer.errors import ConfigError
+
+    searching, calls, plain = sys.modules["medtransfer.search"], [], optuna.storages.get_storage
+    monkeypatch.setattr(searching.time, "sleep", lambda seconds: None)
+
+    def racing(url):
+        calls.append(url)
+        if len(calls) < 3:
+            raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+        return plain(url)
+
+    monkeypatch.setattr(optuna.storages, "get_storage", racing)
+    assert searching._storage(optuna, f"sqlite:///{tmp_path / 'a.db'}") is not None
+    assert len(calls) == 3
+    with pytest.raises(ConfigError, match="cannot be opened") as caught:
+        searching._storage(optuna, "nothing://user:word@host/db")
+    assert "word" not in str(caught.value)

@@ -102,6 +102,16 @@ def events_check(kinds: dict[str, int], patients: dict[str, int]) -> Check:
     return Check("Sample size", "ok", f"{found}.")
 
 
+def numbers_check(cases: dict[str, int], patients: dict[str, int]) -> Check:
+    """Whether there are enough cases to judge predicted numbers: limits of agreement want 100 (Bland 2004)."""
+    fewest = min(patients.values())
+    found = ", ".join(f"{k}: {count} cases of {patients[k]} patients" for k, count in cases.items())
+    if fewest < ENOUGH_EVENTS:
+        status = "serious" if fewest < FEWEST_EVENTS else "caution"
+        return Check("Sample size", status, f"Few patients: {found}. At least {ENOUGH_EVENTS} are advised.")
+    return Check("Sample size", "ok", f"{found}.")
+
+
 def discrimination_check(primary: Estimate, patients: int) -> Check:
     """Whether the ranking is better than chance, and not too good to be true."""
     if primary.value is None:
@@ -252,9 +262,8 @@ def all_checks(
     counts = class_counts(test)
     found = leak_checks(record.get("audit"))
     found += control_checks(controls) + shuffle_check(record.get("shuffled_labels"))
-    found.append(
-        events_check({k: v["cases"] for k, v in counts.items()}, {k: v["patients"] for k, v in counts.items()})
-    )
+    many = [{k: v[of] for k, v in counts.items()} for of in ("cases", "patients")]
+    found.append(numbers_check(*many) if test.task == "regression" else events_check(*many))
     found += further
     if test.task in ("ordinal", "regression"):
         found.append(agreement_check(estimates[primary], LABELS[primary]))

@@ -241,12 +241,19 @@ def subgroup_checks(found: list[Subgroup]) -> list[Check]:
     if not looked:
         return []
     apart = [s for s in looked if not (s.gap_adjusted.low or 0) <= 0 <= (s.gap_adjusted.high or 0)]
-    said = f"{len(looked)} subgroups were set against the other cases"
+    several = len(looked) > 1
+    said = f"{len(looked)} subgroup{'s were' if several else ' was'} set against the other cases"
     if not apart:
         text = f"{said}; none surely differs in AUROC (Bonferroni). That is no proof of fairness."
         return [Check("Subgroups", "ok", text)]
     named = "; ".join(f"{s.grouping} {s.level}: gap {s.gap_adjusted}" for s in apart[:4])
-    return [Check("Subgroups", "caution", f"{said}; {len(apart)} differ in AUROC (Bonferroni): {named}.")]
+    return [
+        Check(
+            "Subgroups",
+            "caution",
+            f"{said}; {len(apart)} differ{'' if len(apart) > 1 else 's'} in AUROC (Bonferroni): {named}.",
+        )
+    ]
 
 
 def at_prevalence(prevalence: float, found: panel.Panel) -> tuple[float, Estimate, Estimate]:

@@ -161,7 +161,7 @@ def summary(curve: Curve, *, seed: int = 0, measure: str = "auroc") -> dict[str,
     ends = np.stack([np.quantile(at(again, n), [0.025, 0.975]) for n in grid], axis=1)
     gains = at(again, 2 * whole) - at(again, whole)
     gain = float(at(fitted, 2 * whole) - at(fitted, whole))
-    needed = enough_cases(fitted)
+    needed = max(enough_cases(fitted), float(cases[usable][0]))  # below the smallest part nothing was seen
     found = base | {
         "fit": dict(zip("abc", map(float, fitted), strict=True)),
         "curve": {
@@ -175,7 +175,7 @@ def summary(curve: Curve, *, seed: int = 0, measure: str = "auroc") -> dict[str,
             "value": _estimate(float(at(fitted, 2 * whole)), at(again, 2 * whole), FITTED_ANEW),
             "gain": _estimate(gain, gains, FITTED_ANEW),
         },
-        "enough": {"cases": max(1, math.ceil(needed)) if needed <= 10 * whole else None, "gain": GAIN},
+        "enough": {"cases": math.ceil(needed) if needed <= 10 * whole else None, "gain": GAIN},
         "check": _check(curve, seed),
     }
     return found | {"note": _note(found, whole)}

@@ -56,6 +56,8 @@ WHY = {
     "auroc": "needs cases with and without the condition",
     "fold_auroc": "no fold has cases of both kinds",
     "average_precision": "no case has the condition",
+    "sensitivity": "no case has the condition",
+    "specificity": "every case has the condition",
     "lr_positive": "no false alarm, so it is infinite; or a kind of case is missing",
     "diagnostic_odds_ratio": "a kind of error did not occur, so it is infinite; or a kind of case is missing",
     "lr_negative": "no case without the condition was cleared",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medtransfer.metrics.checks import Check
 from medtransfer.metrics.intervals import Estimate
 from medtransfer.report import drawings, figures
+from medtransfer.report.words import Words
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
@@ -44,16 +45,18 @@ class Shown:
 def shown(result: Evaluation) -> list[Shown]:
     """The surest errors, then (of two classes) the surest cases rightly called positive, to compare with.
 
-    Evidence is shown for the positive class of two, else for the class that was called.
+    Evidence is shown for the positive class of two, else for the class that was called. Of labels that occur
+    together and of numbers only the errors are shown.
     """
-    p, called = result.predictions, result.called
-    two = len(p.classes) == 2
+    p = result.predictions
+    two = p.task == "classification" and len(p.classes) == 2
     errors = result.most_confident_errors(6 if len(p.classes) < 4 else 3)[:_MOST]
+    place = {name: k for k, name in enumerate(p.classes)}
     found = [
-        Shown(m.case, m.fold, m.reference, m.called, m.probability, 1 if two else p.classes.index(m.called))
+        Shown(m.case, m.fold, m.reference, m.called, m.probability, 1 if two else place.get(m.called, 0))
         for m in errors
     ]
-    right = np.flatnonzero((called == 1) & (p.reference == 1)) if two else np.zeros(0, dtype=np.int64)
+    right = np.flatnonzero((result.called == 1) & (p.reference == 1)) if two else np.zeros(0, dtype=np.int64)
     for i in right[np.argsort(-p.probability[right, 1], kind="stable")][:_FINDS]:
         name = p.classes[1]
         found.append(Shown(str(p.case[i]), int(p.fold[i]), name, name, float(p.probability[i, 1]), 1))
@@ -95,10 +98,10 @@ def examine(run: Run, result: Evaluation, *, seed: int = 0) -> tuple[dict[str, o
     return record, Check(name, "caution", text)
 
 
-def content(result: Evaluation) -> dict[str, Any]:
+def content(result: Evaluation, w: Words) -> dict[str, Any]:
     """What the templates of the gallery, of the explanation and of robustness show."""
     explanation, robustness = (_facts(result.record.get(k)) for k in ("explanation", "robustness"))
-    cards = [_card(result, s, mapped=bool(explanation)) for s in shown(result)]
+    cards = [_card(result, s, w, mapped=bool(explanation)) for s in shown(result)]
     drawn: dict[str, Any] = {
         "errors": [c for c in cards if c["shown"].wrong],
         "finds": [c for c in cards if not c["shown"].wrong and c["overlay"]],
@@ -106,15 +109,16 @@ def content(result: Evaluation) -> dict[str, Any]:
         "robustness": robustness,
     }
     if explanation.get("levels"):
-        drawn["cascade"] = Markup(_cascade(explanation))  # noqa: S704  drawn by us, texts escaped
+        drawn["cascade"] = Markup(_cascade(explanation, w))  # noqa: S704  drawn by us, texts escaped
     if robustness.get("rows"):
         drawn["losses"] = [
             row | {"value": Estimate(**row["value"]), "loss": Estimate(**row["loss"])} for row in robustness["rows"]
         ]
         drawn["unchanged"] = Estimate(**robustness["unchanged"])
-        rows = [(f"{row['change']}: {row['level']}", row["loss"]) for row in drawn["losses"]]
+        rows = [(f"{w.put(row['change'])}: {row['level']}", row["loss"]) for row in drawn["losses"]]
+        lost = w.label(str(robustness["metric"]))
         drawn["robust"] = Markup(  # noqa: S704
-            figures.forest("robust", "Loss of AUROC on changed images", rows, "AUROC lost", zero=0)
+            figures.forest("robust", w.plain("alt.robust"), rows, w.plain("robust.lost_of", measure=lost), w, zero=0)
         )
     return drawn
 
@@ -123,7 +127,7 @@ def _facts(value: object) -> dict[str, Any]:
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
 
 
-def _card(result: Evaluation, case: Shown, *, mapped: bool) -> dict[str, Any]:
+def _card(result: Evaluation, case: Shown, w: Words, *, mapped: bool) -> dict[str, Any]:
     source = result.predictions.source
     heat = source.heatmap(case.case, case.target) if source is not None and mapped else None
     at = None if heat is None or heat.ndim == 2 else int(heat.max(axis=(1, 2)).argmax())
@@ -136,7 +140,7 @@ def _card(result: Evaluation, case: Shown, *, mapped: bool) -> dict[str, Any]:
         plane = heat if at is None else heat[at]
         card["overlay"] = drawings.png(overlay(image, plane))
         card["where"] = where(plane)
-        card["slice"] = None if at is None else f"slice {at + 1} of {len(heat)}"
+        card["slice"] = None if at is None else w.plain("explain.slice", n=at + 1, all=len(heat))
     return card
 
 
@@ -173,20 +177,28 @@ def where(heat: NDArray[np.float32]) -> str:
     return "centre" if words == ("middle", "centre") else " ".join(words)
 
 
-def _cascade(explanation: dict[str, Any]) -> str:
+def _cascade(explanation: dict[str, Any], w: Words) -> str:
     names = [str(name) for name, _ in explanation["levels"]]
     values = [1.0, *(float(v) for _, v in explanation["levels"])]
 
     def plot(ax: Any) -> None:
-        ax.axhline(explanation["limit"], color=figures.MUTED, linestyle=(0, (4, 3)), linewidth=1, label="Limit")
+        ax.axhline(
+            explanation["limit"],
+            color=figures.MUTED,
+            linestyle=(0, (4, 3)),
+            linewidth=1,
+            label=w.plain("explain.limit"),
+        )
         ax.axhline(0, color=figures.LINE, linewidth=1)
-        ax.plot(range(len(values)), values, "o-", color=figures.MODEL, label="Mean rank correlation")
-        ax.set_xticks(range(len(values)), ["as trained", *(f"… {n}" if i else n for i, n in enumerate(names))])
+        ax.plot(range(len(values)), values, "o-", color=figures.MODEL, label=w.plain("explain.correlation"))
+        ax.set_xticks(
+            range(len(values)), [w.plain("explain.trained"), *(f"… {n}" if i else n for i, n in enumerate(names))]
+        )
         ax.set(
-            ylabel="Agreement with the trained maps",
-            xlabel="Weights drawn anew, from the head down to",
+            ylabel=w.plain("explain.agreement"),
+            xlabel=w.plain("explain.anew"),
             ylim=(-0.5, 1.05),
         )
         ax.legend(loc="upper right")
 
-    return figures.draw("cascade", "Agreement of maps while weights are drawn anew", plot, width=8.0, height=3.2)
+    return figures.draw("cascade", w.plain("alt.cascade"), plot, width=8.0, height=3.2)

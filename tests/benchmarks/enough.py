@@ -34,15 +34,21 @@ def main() -> None:
     parser.add_argument("--full", type=int, nargs="+", default=[0, 800, 200])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--features", type=Path, help="A .npy file that keeps the features for the next call.")
     asked = parser.parse_args()
     cohort = Cohort.from_medmnist(SHARED / "medmnist" / "pneumoniamnist_rebuilt.npz")
-    model = load_model(str(WEIGHTS), arch="mobilenet_v2", mean=(0.5,) * 3, std=(0.5,) * 3)
     parts = np.array([case.part for case in cohort])
     train, val = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "val")
-    features = np.zeros((len(cohort), model.width), np.float32)
-    wanted = np.concatenate([train, val])
-    prepared = Prepared(cohort.cases, Prepare(size=asked.side, scale="range"), progress=False)
-    features[wanted] = frozen_features(model, prepared, wanted, progress=False)
+    if asked.features and asked.features.is_file():
+        features = np.load(asked.features)
+    else:
+        model = load_model(str(WEIGHTS), arch="mobilenet_v2", mean=(0.5,) * 3, std=(0.5,) * 3)
+        features = np.zeros((len(cohort), model.width), np.float32)
+        wanted = np.concatenate([train, val])
+        prepared = Prepared(cohort.cases, Prepare(size=asked.side, scale="range"), progress=False)
+        features[wanted] = frozen_features(model, prepared, wanted, progress=False)
+        if asked.features:
+            np.save(asked.features, features)
     y, patients = cohort.labels, cohort.patients
     for full in asked.full:
         errors, inside, started = [], 0, time.monotonic()
