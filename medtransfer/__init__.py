@@ -41,6 +41,7 @@ _HOME = {
     "Split": "medtransfer.split",
     "split_by_patient": "medtransfer.split",
     "TransferClassifier": "medtransfer.estimators",
+    "TransferRegressor": "medtransfer.estimators",
     "write_report": "medtransfer.report",
     "youden": "medtransfer.evaluate",
 }
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from medtransfer.errors import MedTransferError as MedTransferError
     from medtransfer.errors import MedTransferWarning as MedTransferWarning
     from medtransfer.estimators import TransferClassifier as TransferClassifier
+    from medtransfer.estimators import TransferRegressor as TransferRegressor
     from medtransfer.evaluate import Evaluation as Evaluation
     from medtransfer.evaluate import calibrate as calibrate
     from medtransfer.evaluate import compare as compare

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,3 +67,16 @@ def _cover(part: NDArray[np.int64], has: NDArray[np.bool_], parts: int) -> bool:
             return False
         part[min(spare, key=lambda g: (has[g].sum(), -number[part[g], c], g))] = p
     return False
+
+
+def parts_html(split: Any) -> str:
+    """The sizes of a split's parts as HTML, for notebooks."""
+    from html import escape
+
+    names = [part.name for part in split.folds[0].parts()]
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("fold", *names))
+    rows = "".join(
+        f"<tr><td>{i}</td>" + "".join(f"<td style='text-align:right'>{len(p)}</td>" for p in fold.parts()) + "</tr>"
+        for i, fold in enumerate(split.folds, start=1)
+    )
+    return f"<table><caption>{escape(split.scheme)}, seed {split.seed}</caption><tr>{head}</tr>{rows}</table>"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer.errors import CohortError
 from medtransfer.image import Geometry, Image
 from medtransfer.pseudonym import pseudonym
 
@@ -22,9 +23,12 @@ class Readable(Protocol):
         """Decode the voxels."""
 
 
+OneImage = Path | Readable | NDArray[Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One image of one patient with its reference standard.
+    """One image of one patient with its reference standard, or several images that share it.
 
     ``case_id`` and ``patient_id`` are the user's own text and stay in memory; whatever is written,
     printed or logged uses :attr:`alias` and :attr:`patient_alias`.
@@ -33,9 +37,9 @@ class Case:
     ----------
     case_id, patient_id : str
         As in the table, or already pseudonyms where they come from DICOM files.
-    image : Path, series record or ndarray
+    image : Path, series record or ndarray, or a tuple of them
         A file or folder that :func:`medtransfer.read` reads, a record of a scan, or pixels
-        ``[rows, cols]``, ``[rows, cols, 3]`` or ``[x, y, z]``.
+        ``[rows, cols]``, ``[rows, cols, 3]`` or ``[x, y, z]``. Several make a bag, such as the views of a study.
     label : int or None
         Class index by the reference standard.
     covariates : mapping of str to str
@@ -44,8 +48,8 @@ class Case:
         Part of an official split, ``''`` if there is none.
     mask : Path or None
         Reference segmentation.
-    target : float or None
-        Reference value of a regression.
+    target : float, tuple of float or None
+        Reference values of a regression; of a multi-label task 0, 1 or NaN (unknown) for each label.
 
     Examples
     --------
@@ -56,12 +60,12 @@ class Case:
 
     case_id: str
     patient_id: str
-    image: Path | Readable | NDArray[Any] = field(repr=False)
+    image: OneImage | tuple[OneImage, ...] = field(repr=False)
     label: int | None = None
     covariates: Mapping[str, str] = field(default_factory=dict, repr=False)
     part: str = ""
     mask: Path | None = field(default=None, repr=False)
-    target: float | None = None
+    target: float | tuple[float, ...] | None = None
 
     @property
     def alias(self) -> str:
@@ -76,10 +80,25 @@ class Case:
     @property
     def study(self) -> str:
         """Pseudonym of the study where the image comes from DICOM, else ``''``."""
-        return str(getattr(self.image, "study", "") or "")
+        return str(getattr(self.images[0], "study", "") or "")
+
+    @property
+    def images(self) -> tuple[OneImage, ...]:
+        """The images of a bag, or the one image."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    def pieces(self) -> tuple[Case, ...]:
+        """A case for each image of a bag; the case itself where it has one image."""
+        if not isinstance(self.image, tuple):
+            return (self,)
+        return tuple(replace(self, case_id=f"{self.case_id} {n}", image=one) for n, one in enumerate(self.images, 1))
 
     def read(self) -> Image:
         """Read the image; an array becomes a plain image, or a volume of unknown spacing if it is 3D."""
+        if isinstance(self.image, tuple):
+            raise CohortError(
+                "the case has several images", where=self.alias, got=f"{len(self.image)}", fix="read its pieces()"
+            )
         if isinstance(self.image, np.ndarray):
             return _wrap(self.image)
         if isinstance(self.image, Path):

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from medtransfer._case import Case, FlowStep, clean_age, clean_sex
-from medtransfer._labels import read_labels, say_lines
+from medtransfer._labels import say_lines
+from medtransfer._reference import Columns, References, columns_of, read_references
 from medtransfer._rows import covariate_columns, read_covariates, refuse_blank
 from medtransfer.cohort import Cohort
 from medtransfer.errors import CohortError, ConfigError
+from medtransfer.predictions import Task
 from medtransfer.pseudonym import pseudonym
 from medtransfer.table import Table, read_table
 
@@ -29,21 +31,23 @@ class _Row(NamedTuple):
 
     cells: Mapping[str, str]
     label: int | None
+    target: float | tuple[float, ...] | None
     lines: tuple[int, ...]
 
 
 def join_dicom(
-    dicom: str | Path | Scan, *, labels: str | Path, on: str, column: str | None, label: str | None,
-    classes: Sequence[object] | None, patient: str | None, part: str | None, modality: str | None,
+    dicom: str | Path | Scan, *, labels: str | Path, on: str, column: str | None, label: Columns, target: Columns,
+    classes: Sequence[object] | None, task: Task | None, patient: str | None, part: str | None, modality: str | None,
     description: str | None, plane: str | None, choose: str, covariates: Sequence[str], sheet: str | int,
     scan_store: str | Path | None, progress: bool,
 ) -> Cohort:  # fmt: skip
     """See :meth:`Cohort.from_dicom`."""
     _one_of("on", on, (*_KINDS, "file"))
-    _one_of("choose", choose, ("only", "all", "most_slices", "thinnest"))
+    _one_of("choose", choose, ("only", "all", "bag", "most_slices", "thinnest"))
     table = read_table(labels, sheet=sheet)
     key = column or table.find(on, *({"file": ("filename", "image", "path")}.get(on, ()))) or on
-    table.require(key, *(c for c in (label, patient, part) if c), *covariates)
+    named = columns_of(label, target)
+    table.require(key, *named, *(c for c in (patient, part) if c), *covariates)
     refuse_blank(table, key, on)
     found = _scan(dicom, scan_store, progress)
     records = list(found)
@@ -58,10 +62,11 @@ def join_dicom(
     if not usable:
         got = ", ".join(f"{n} {reason}" for reason, n in unusable)
         raise CohortError("no series can be used", got=got, fix="on='file' takes every file as an image of its own")
-    rows, names, notes = _rows(table, key, label, classes)
+    told = read_references(table, table.rows, table.lines, task=task, label=label, target=target, classes=classes)
+    rows, notes = _rows(table, key, told)
     matched = _match_files(table, rows, usable) if on == "file" else _match_ids(rows, usable, _KINDS[on])
     if not any(matched.values()):
-        raise _nothing_joins(table, key, on, usable, skip=label)
+        raise _nothing_joins(table, key, on, usable, skip=named)
     reasons: Counter[str] = Counter()
     reasons["without a row in the table"] = len(usable) - sum(len(m) for m in matched.values())
     carry = covariate_columns(table, covariates)
@@ -71,8 +76,10 @@ def join_dicom(
         candidates = [piece for record in matched[name] for piece in _pieces(record)]
         if not candidates:
             reasons["rows of the table without an image"] += 1
-        elif label is not None and row.label is None:
+        elif named and row.label is None and row.target is None:
             reasons["without a label"] += len(candidates)
+        elif choose == "bag":
+            cases.append(_bag(candidates, row, on, patient, part, carry))
         else:
             chosen = _choose(candidates, choose)
             if not chosen:
@@ -92,7 +99,7 @@ def join_dicom(
     if len({c.case_id for c in cases}) < len(cases):  # one file name in several folders of a series
         cases = [replace(c, case_id=pseudonym("case", f"{c.case_id} {i}")) for i, c in enumerate(cases)]
     flow.append(FlowStep("cases", len(cases), tuple((r, n) for r, n in reasons.items() if n)))
-    return Cohort.build(tuple(cases), names, flow, notes=notes)
+    return Cohort.build(tuple(cases), told.classes, flow, notes=notes, task=told.task)
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
@@ -134,32 +141,27 @@ def _usable(
     return usable, tuple(sorted(reasons.items()))
 
 
-def _rows(
-    table: Table, key: str, label: str | None, classes: Sequence[object] | None
-) -> tuple[dict[str, _Row], tuple[str, ...], tuple[str, ...]]:
-    """Rows by key; a key on several lines must have one label."""
-    labels: list[int | None] = [None] * len(table.rows)
-    names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    if label is not None:
-        labels, names, notes = read_labels([r[label] for r in table.rows], table.lines, classes, table.name)
-    rows: dict[str, _Row] = {}
-    for cells, index, line in zip(table.rows, labels, table.lines, strict=True):
+def _rows(table: Table, key: str, told: References) -> tuple[dict[str, _Row], tuple[str, ...]]:
+    """Rows by key; a key on several lines must have one reference."""
+    notes, rows = told.notes, dict[str, _Row]()
+    for i, (cells, line) in enumerate(zip(table.rows, table.lines, strict=True)):
+        index, target = told.labels[i], told.value(i)
         before = rows.get(cells[key])
-        if before is not None and before.label != index:
+        if before is not None and (before.label != index or repr(before.target) != repr(target)):
             raise CohortError(
                 f"one '{key}' has two labels", where=f"{table.name} lines {before.lines[0]}, {line}",
                 fix="decide for one label, or join on what the label belongs to: on='StudyInstanceUID', "
                 "'SeriesInstanceUID' or 'file'",
             )  # fmt: skip
-        rows[cells[key]] = _Row(before.cells if before else cells, index, (*(before.lines if before else ()), line))
-    blank = [line for index, line in zip(labels, table.lines, strict=True) if index is None and label is not None]
+        lines = (*(before.lines if before else ()), line)
+        rows[cells[key]] = _Row(before.cells if before else cells, index, target, lines)
+    blank = [line for i, line in enumerate(table.lines) if told.missing(i)]
     if blank:
         notes = (*notes, f"rows without a label were left out: {say_lines(blank)}")
     repeated = sum(len(r.lines) - 1 for r in rows.values())
     if repeated:
         notes = (*notes, f"{repeated} rows of the table repeat an earlier one and were not used")
-    return rows, names, notes
+    return rows, notes
 
 
 def _match_ids(keys: Iterable[str], records: Sequence[SeriesRecord], kind: str) -> dict[str, list[SeriesRecord]]:
@@ -259,13 +261,27 @@ def _case(
         patient_id=row.cells[patient] if patient else record.patient.replace(nobody, ""),
         image=record,
         label=row.label,
+        target=row.target,
         covariates={name: value for name, value in tags.items() if value} | read_covariates(dict(row.cells), carry),
         part=row.cells[part] if part else "",
     )
 
 
+def _bag(
+    records: Sequence[SeriesRecord], row: _Row, on: str, patient: str | None, part: str | None, carry: dict[str, str]
+) -> Case:
+    """One case of all the images of a row."""
+    each = [_case(record, row, on, patient, part, carry) for record in records]
+    if len({c.patient_id for c in each}) > 1:
+        raise CohortError(
+            "the images of one row are of several patients", got=f"{len(each)} images", fix="choose='all'"
+        )
+    name = pseudonym("case", " ".join(sorted(c.case_id for c in each)))
+    return replace(each[0], case_id=name, image=tuple(records))
+
+
 def _nothing_joins(
-    table: Table, key: str, on: str, records: Sequence[SeriesRecord], *, skip: str | None
+    table: Table, key: str, on: str, records: Sequence[SeriesRecord], *, skip: Sequence[str]
 ) -> CohortError:
     """Say what both sides look like, and which other way of joining would work."""
     cells = list(dict.fromkeys(row[key] for row in table.rows))
@@ -282,11 +298,11 @@ def _nothing_joins(
     )
 
 
-def _other_join(table: Table, records: Sequence[SeriesRecord], skip: str | None) -> str:
+def _other_join(table: Table, records: Sequence[SeriesRecord], skip: Sequence[str]) -> str:
     known = {on: {getattr(r, kind) for r in records} for on, kind in _KINDS.items()}
     files = {_path_parts(str(f))[-1] for r in records for f in r.files}
     best, fix = 0, ""
-    for column in (c for c in table.columns if c != skip):
+    for column in (c for c in table.columns if c not in skip):
         cells = {row[column] for row in table.rows[:1000] if row[column]}
         widths = (0, *range(2, 13)) if all(cell.isdecimal() for cell in cells) else (0,)
         for on, kind in _KINDS.items():

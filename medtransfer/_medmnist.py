@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer._case import Case, FlowStep
 from medtransfer.errors import CohortError
+from medtransfer.predictions import BY_CLASS, Task
 
 
 def load_npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
@@ -33,9 +36,8 @@ def load_npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     for part, (images, labels) in parts.items():
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
-        if labels.ndim != 1:
-            what = "several labels an image are not supported"
-            raise CohortError(what, where=f"{path.name} {part}", got=f"labels {labels.shape}")
+        if labels.ndim not in (1, 2):
+            raise CohortError("labels are [n, 1] or [n, labels]", where=f"{path.name} {part}", got=labels.shape)
         if len(images) != len(labels) or images.ndim not in (3, 4) or not np.issubdtype(images.dtype, np.number):
             raise CohortError(
                 "images and labels do not fit together", where=f"{path.name} {part}",
@@ -45,3 +47,30 @@ def load_npz(path: Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
             raise CohortError("labels must be whole numbers from 0", where=f"{path.name} {part}", got=labels.dtype)
         parts[part] = (images, labels.astype(np.int64))
     return parts
+
+
+def from_arrays(
+    path: Path, classes: Sequence[object] | None, task: Task | None
+) -> tuple[list[Case], tuple[str, ...], list[FlowStep], Task]:
+    """Cases of all parts, names of classes or labels, the flow, and the task."""
+    parts = load_npz(path)
+    several = {labels.ndim for _, labels in parts.values()} == {2}
+    task = task or ("multilabel" if several else "classification")
+    if several != (task == "multilabel"):
+        got = "several an image" if several else "one an image"
+        raise CohortError(f"the labels are not those of {task}", where=path.name, got=got, fix="leave task out")
+    most = max(labels.shape[1] - 1 if several else int(labels.max()) for _, labels in parts.values())
+    names = tuple(str(c) for c in classes) if classes is not None else tuple(str(i) for i in range(most + 1))
+    if task == "regression":
+        names = names[:1] if classes is not None else ("value",)
+    elif len(names) <= most or len(set(names)) < max(len(names), 2):
+        raise CohortError(f"the labels run from 0 to {most}", where=path.name, got=f"classes {', '.join(names)}")
+    cases: list[Case] = []
+    steps: list[FlowStep] = []
+    for part, (images, labels) in parts.items():
+        for i, (image, said) in enumerate(zip(images, labels, strict=True)):
+            label = int(said) if task in BY_CLASS else None
+            target = tuple(map(float, said)) if several else float(said) if task == "regression" else None
+            cases.append(Case(f"{part}-{i:05d}", f"{part}-{i:05d}", image, label=label, part=part, target=target))
+        steps.append(FlowStep(f"images of the official part '{part}'", len(images)))
+    return cases, names, steps, task

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
-from medtransfer._case import clean_age, clean_sex
+from medtransfer._case import Case, clean_age, clean_sex
 from medtransfer._labels import say_lines
 from medtransfer.errors import CohortError
 from medtransfer.table import Table
@@ -45,22 +45,6 @@ def refuse_blank(table: Table, column: str, what: str) -> None:
         )  # fmt: skip
 
 
-def targets(rows: list[dict[str, str]], lines: list[int], column: str, where: str) -> list[float | None]:
-    """Finite numbers from a column."""
-    values: list[float | None] = []
-    for row, line in zip(rows, lines, strict=True):
-        try:
-            value = float(row[column])
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise CohortError(
-                f"column '{column}' must hold numbers", where=f"{where} line {line}", got=repr(row[column])
-            )
-        values.append(value)
-    return values
-
-
 def case_ids(table: Table, column: str) -> list[str]:
     """Case ids by row: the column, or the line where there is none."""
     if column not in table.columns:
@@ -78,12 +62,13 @@ def case_ids(table: Table, column: str) -> list[str]:
     return [row[column] for row in table.rows]
 
 
-def complete(table: Table, columns: dict[str, str | None]) -> tuple[list[int], dict[str, list[int]]]:
-    """Rows that have all these cells, and the lines of the others by what they lack."""
+def complete(table: Table, columns: dict[str, str | tuple[str, ...] | None]) -> tuple[list[int], dict[str, list[int]]]:
+    """Rows that have these cells (of several columns one at least), and the lines of the others by what they lack."""
     keep: list[int] = []
     lacking: dict[str, list[int]] = {}
     for i, row in enumerate(table.rows):
-        what = next((what for what, column in columns.items() if column and not row[column]), None)
+        asked = {what: (c,) if isinstance(c, str) else c for what, c in columns.items() if c}
+        what = next((what for what, several in asked.items() if not any(row[c] for c in several)), None)
         if what is None:
             keep.append(i)
         else:
@@ -120,7 +105,7 @@ def paths(table: Table, rows: list[dict[str, str]], lines: list[int], column: st
     return paths
 
 
-def refuse_contradiction(table: Table, images: list[Path], labels: list[int | None], lines: list[int]) -> None:
+def refuse_contradiction(table: Table, images: list[Path], labels: Sequence[object], lines: list[int]) -> None:
     """Refuse a table in which one image has two labels."""
     first: dict[Path, int] = {}
     for k, path in enumerate(images):
@@ -130,3 +115,26 @@ def refuse_contradiction(table: Table, images: list[Path], labels: list[int | No
                 "one image has two labels", where=f"{table.name} lines {lines[before]}, {lines[k]}",
                 fix="decide for one label, or exclude the image",
             )  # fmt: skip
+
+
+def gather(table: Table, cases: Sequence[Case], keys: list[str], lines: list[int], column: str) -> tuple[Case, ...]:
+    """Cases with the same key become one whose images are a bag; what they say must agree."""
+    members: dict[str, list[int]] = {}
+    for k, key in enumerate(keys):
+        members.setdefault(key or f"line {lines[k]}", []).append(k)
+    found = []
+    for key, ks in members.items():
+        first = cases[ks[0]]
+        for what in ("patient_id", "label", "target", "part"):
+            if other := [k for k in ks if repr(getattr(cases[k], what)) != repr(getattr(first, what))]:
+                raise CohortError(
+                    f"rows of one '{column}' differ in their {what.removesuffix('_id')}",
+                    where=f"{table.name} {say_lines([lines[ks[0]], lines[other[0]]])}",
+                    fix="mend the rows, or gather them by another column",
+                )
+        if any(cases[k].mask for k in ks):
+            raise CohortError("images with masks cannot be gathered", where=table.name, fix="leave bag out")
+        found.append(
+            replace(first, case_id=f"{column} {key}", image=tuple(image for k in ks for image in cases[k].images))
+        )
+    return tuple(found)

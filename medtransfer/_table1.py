@@ -30,8 +30,7 @@ def table1(cohort: Cohort, split: SplitLike | None) -> dict[str, list[Any]]:
         ["patients", *(str(len({cohort.patients[i] for i in g})) for g in groups.values())],
     ]
     for k, name in enumerate(cohort.classes):
-        counts = [int((cohort.labels[list(g)] == k).sum()) for g in groups.values()]
-        rows.append([name, *(_share(n, len(g)) for n, g in zip(counts, groups.values(), strict=True))])
+        rows.append([name, *(say_reference(cohort, g, k, share=True) for g in groups.values())])
     if any("age" in c.covariates for c in cohort):
         rows.append(["age in years, median [IQR]", *(_age(cohort, g) for g in groups.values())])
     for key in ("sex", "site", "manufacturer"):
@@ -51,6 +50,19 @@ def table1_html(cohort: Cohort) -> str:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table["rows"])
     head = "".join(f"<th>{escape(c)}</th>" for c in ["", *table["columns"]])
     return f"<table><caption>{escape(repr(cohort))}</caption><tr>{head}</tr>{body}</table>"
+
+
+def say_reference(cohort: Cohort, group: Sequence[int], column: int, *, share: bool = False) -> str:
+    """How many cases have a class or label, or mean and deviation of a target."""
+    said = cohort.references[list(group)]
+    if said.ndim == 1:
+        count, total = int((said == column).sum()), len(group)
+    else:
+        known = said[:, column][~np.isnan(said[:, column])]
+        if cohort.task == "regression":
+            return f"{known.mean():.3g} ± {known.std():.2g}" if len(known) else "unknown"
+        count, total = int(known.sum()), len(known)
+    return _share(count, total) if share else str(count)
 
 
 def _share(count: int, total: int) -> str:

@@ -6,7 +6,7 @@ import difflib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import chain, pairwise
 from typing import Any, Literal
@@ -165,6 +165,8 @@ def audit(
         split.check(cohort)
     found = _Findings(cohort, split)
     _identities(found)
+    found = found.by_image()
+    cohort = found.cohort
     looks, unreadable = _looks(cohort, read, progress)
     if unreadable:
         reasons = Counter(unreadable.values()).most_common(3)
@@ -195,6 +197,17 @@ class _Findings:
             for i in members:
                 words[i] = name
         self.place, self.words = [tuple(p) for p in place], words
+
+    def by_image(self) -> _Findings:
+        """The same, looking at each image of cases that are bags."""
+        if not self.cohort.bags:
+            return self
+        owner = [i for i, case in enumerate(self.cohort) for _ in case.pieces()]
+        images = replace(self.cohort, cases=tuple(piece for case in self.cohort for piece in case.pieces()))
+        wide = _Findings(images, None)
+        wide.found = self.found
+        wide.place, wide.words = [self.place[i] for i in owner], [self.words[i] for i in owner]
+        return wide
 
     def add(self, name: str, cases: Iterable[int], count: int, message: str) -> None:
         aliases = tuple(self.cohort.aliases[i] for i in sorted(set(cases)))

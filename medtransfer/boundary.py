@@ -47,14 +47,21 @@ class Views:
         self._sampled = lru_cache(4)(self._sample)
 
     def _sample(self, view: int, dims: int) -> Variation:
-        return self.augment.sample(len(self.prepared.cases), dims, generator_of(self.seed, view))
+        images = len(self.prepared.cases) * max(1, self.prepared.most)
+        return self.augment.sample(images, dims, generator_of(self.seed, view))
 
     def images(self, indices: NDArray[np.int64], view: int) -> Tensor:
         """Images of these cases ``[n, channels, ...]`` in a view."""
         batch = self.prepared.batch(indices)
-        if view and self.augment.active:
-            batch = self._sampled(view, batch.ndim - 2)[torch.from_numpy(indices)](batch)
-        return batch
+        if not view or not self.augment.active:
+            return batch
+        each = torch.from_numpy(indices)
+        most = self.prepared.most
+        if most:  # every image of a bag varies in its own way
+            each = (each[:, None] * most + torch.arange(most)).flatten()
+            bags, batch = len(batch), batch.transpose(1, 2).flatten(0, 1)
+        batch = self._sampled(view, batch.ndim - 2)[each](batch)
+        return batch.reshape(bags, most, *batch.shape[1:]).transpose(1, 2) if most else batch
 
 
 class Boundary:

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_refine import compare, search
+from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
 _CHANGES = click.option(
@@ -152,13 +154,14 @@ def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
 def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Train, evaluate on held-out patients and write the report: the main job."""
     from medtransfer.config import Experiment
+    from medtransfer.dryrun import as_text
     from medtransfer.pipeline import plan
     from medtransfer.pipeline import train as run_training
 
     experiment = Experiment.from_file(config, changes=changes)
     if dry_run:
         planned = plan(experiment, progress=not quiet)
-        click.echo(json.dumps(planned) if as_json else "\n".join(f"{k:<9} {v}" for k, v in planned.items()))
+        click.echo(json.dumps(planned) if as_json else as_text(planned))
         return
     _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
 
@@ -167,17 +170,44 @@ def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, q
 @click.argument("run", type=click.Path())
 @_CHANGES
 @click.option("--at-least", metavar="AUROC", type=float, help="Exit with 5 where the AUROC is lower.")
+@click.option("--cohort", "table", type=click.Path(), help="External validation: a table as in training, or YAML.")
+@click.option("--root", type=click.Path(), help="Where the paths of --cohort start from.")
+@click.option("--dicom", type=click.Path(), help="External validation: a folder of scans, with --labels.")
+@click.option("--labels", type=click.Path(), help="Table of labels for --dicom.")
+@click.option("--name", help="What the external cohort is called.")
+@click.option("--recalibrate", metavar="SHARE", type=float, help="Also recalibrate on a share of its patients.")
+@click.option("--accept", multiple=True, type=click.Choice(["same_ids", "same_images"]), help="A known overlap.")
 @_JSON
 @_QUIET
 @_verbose
-def evaluate(run: str, changes: tuple[str, ...], at_least: float | None, as_json: bool, quiet: bool) -> None:
-    """Evaluate a finished run again, e.g. with --set evaluate.threshold='sensitivity>=0.9'."""
-    from medtransfer.pipeline import conclude, gate, reopen
+def evaluate(
+    run: str,
+    changes: tuple[str, ...],
+    at_least: float | None,
+    table: str | None,
+    root: str | None,
+    dicom: str | None,
+    labels: str | None,
+    name: str | None,
+    recalibrate: float | None,
+    accept: tuple[Any, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Evaluate a finished run again, or on an external cohort with the threshold that it has stored."""
+    from medtransfer.pipeline import conclude, gate, reopen, validate
 
-    found, experiment = reopen(run, changes=changes, progress=not quiet)
-    result = conclude(found, experiment)
-    _print_result(result, as_json)
-    gate(result.evaluation, at_least)
+    if table or dicom:
+        results = validate(
+            run, table, root=root, dicom=dicom, labels=labels, name=name, recalibrate=recalibrate, accept=accept,
+            changes=changes, command=_command(), progress=not quiet,
+        )  # fmt: skip
+    else:
+        found, experiment = reopen(run, changes=changes, progress=not quiet)
+        results = [conclude(found, experiment)]
+    for result in results:
+        _print_result(result, as_json)
+    gate(results[0].evaluation, at_least)
 
 
 @cli.command()
@@ -212,19 +242,8 @@ def report(run: str, quiet: bool) -> None:
     click.echo(conclude(found, experiment).report)
 
 
-@cli.command()
-@click.argument("first", type=click.Path())
-@click.argument("second", type=click.Path())
-@_JSON
-@_verbose
-def compare(first: str, second: str, as_json: bool) -> None:
-    """Compare two runs on the cases that both tested, paired by patient."""
-    from medtransfer.evaluate import compare as compare_predictions
-    from medtransfer.predictions import Predictions
-
-    a, b = (Predictions.from_csv(Path(r) / "predictions.csv") for r in (first, second))
-    found = compare_predictions(a, b)
-    click.echo(json.dumps(found.to_json()) if as_json else str(found))
+cli.add_command(search)
+cli.add_command(compare)
 
 
 @cli.command()
@@ -239,130 +258,4 @@ def export(run: str, out: str, fold: int) -> None:
     click.echo(export_model(Path(run), Path(out), fold=fold))
 
 
-@cli.group()
-def weights() -> None:
-    """Pretrained weights: list, fetch, import, export, verify, certify."""
-
-
-@weights.command("list")
-@_JSON
-@_verbose
-def list_weights(as_json: bool) -> None:
-    """Architectures, what is known of their weights, and which of these are on this machine."""
-    from medtransfer.backbones.sources import overview
-
-    rows = overview()
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    widths = {"name": 30, "dims": 20, "parameters": 7, "side": 5, "mean": 18, "std": 18, "licence": 12, "status": 17}
-    titles = {"parameters": "million", "side": "px"}
-    click.echo(" ".join(f"{titles.get(k, k):<{w}}" for k, w in widths.items()) + " source")
-    for row in rows:
-        click.echo(" ".join(f"{row[k]:<{w}}" for k, w in widths.items()) + f" {row['source']}")
-
-
-@weights.command()
-@click.argument("name")
-@_verbose
-def fetch(name: str) -> None:
-    """Download published weights, e.g. imagenet/resnet50; the only command that opens a connection."""
-    from medtransfer.backbones.sources import fetch as download
-
-    click.echo(f"{name}: {download(name)}")
-
-
-@weights.command("import")
-@click.argument("file", type=click.Path())
-@click.option("--name", help="source/architecture, e.g. hospital/resnet50; by default local/<architecture>.")
-@click.option("--arch", help="Architecture; by default recognised from the tensors.")
-@click.option("--mean", help="Normalisation of the pretraining on values in [0, 1]: one number, or one a channel.")
-@click.option("--std", help="Its standard deviation. What 'weights export' wrote brings both along.")
-@click.option("--licence", help="Under which the weights may be used.")
-@click.option("--origin", help="Where the file came from.")
-@_JSON
-@_verbose
-def import_weights(
-    file: str,
-    name: str | None,
-    arch: str | None,
-    mean: str | None,
-    std: str | None,
-    licence: str | None,
-    origin: str | None,
-    as_json: bool,
-) -> None:
-    """Register a local checkpoint, check every tensor and print the receipt. No network."""
-    from medtransfer.adapt import import_file
-
-    stored, receipt = import_file(
-        Path(file),
-        name=name,
-        arch=arch,
-        mean=_numbers("mean", mean) if mean else None,
-        std=_numbers("std", std) if std else None,
-        licence=licence,
-        origin=origin,
-    )
-    if as_json:
-        click.echo(json.dumps({"weights": stored.to_record(), "receipt": receipt.to_record()}))
-        return
-    click.echo(f"{stored.name}: {stored.arch}, sha256 {stored.sha256}\n{receipt}")
-
-
-@weights.command("export")
-@click.argument("name")
-@click.argument("out", type=click.Path())
-@_verbose
-def export_weights(name: str, out: str) -> None:
-    """Write weights with their record into one .safetensors file, for 'weights import' on another machine."""
-    from medtransfer.backbones.sources import find
-    from medtransfer.weights import export as write_file
-
-    click.echo(f"{name}: {Path(out).name}, sha256 {write_file(find(name), Path(out))}")
-
-
-@weights.command()
-@click.argument("name", required=False)
-@_verbose
-def verify(name: str | None) -> None:
-    """Compare stored weights with the hashes in their records."""
-    from medtransfer.backbones.sources import find
-    from medtransfer.weights import stored
-    from medtransfer.weights import verify as check
-
-    for record in [find(name)] if name else stored():
-        check(record)
-        click.echo(f"{record.name}: intact, sha256 {record.sha256}")
-
-
-@weights.command()
-@click.argument("name")
-@_verbose
-def certify(name: str) -> None:
-    """Check that a backbone adapted to gray images and volumes computes what the original does; exit 4 if not."""
-    from medtransfer.certify import certify as certificates
-    from medtransfer.errors import WeightsError
-
-    found = certificates(name)
-    for certificate in found:
-        click.echo(str(certificate))
-    if failed := [c for c in found if not c.holds]:
-        raise WeightsError(f"{len(failed)} certificates do not hold", where=name, fix="report this network")
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    from medtransfer.errors import ConfigError
-
-    try:
-        values = tuple(float(v) for v in text.replace(",", " ").split())
-    except ValueError:
-        values = ()
-    if not values:
-        raise ConfigError(
-            "a number is wanted, or one a channel",
-            where=f"--{option}",
-            got=f"'{text}'",
-            fix="for example 0.485,0.456,0.406",
-        )
-    return values
+cli.add_command(weights)

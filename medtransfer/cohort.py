@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from medtransfer import _rows
 from medtransfer._case import Case, FlowStep
-from medtransfer._labels import read_labels, say_lines
-from medtransfer._medmnist import load_npz
-from medtransfer._table1 import SplitLike, table1, table1_html
+from medtransfer._labels import say_lines
+from medtransfer._medmnist import from_arrays
+from medtransfer._reference import columns_of, read_references
+from medtransfer._table1 import SplitLike, say_reference, table1, table1_html
 from medtransfer.errors import CohortError
+from medtransfer.predictions import BY_CLASS, Task
 from medtransfer.pseudonym import patient_key
 from medtransfer.table import read_table
 
@@ -35,14 +37,15 @@ class Cohort:
     ----------
     cases : tuple of Case
     classes : tuple of str
-        Class names in the order of the label index; of two, the positive one is last. Empty where
-        the cases have no labels (segmentation, regression, prediction).
+        Class names in the order of the label index; of two, the positive one is last. In a multi-label task
+        the labels, in a regression the targets. Empty where the cases have no reference (prediction).
     flow : tuple of FlowStep
         From what was found to the cases, each exclusion with its reason.
     name : str
         What the cohort is called in reports.
     notes : tuple of str
         What a reader of results must know about the data.
+    task : {'classification', 'multilabel', 'ordinal', 'regression'}
 
     Examples
     --------
@@ -59,6 +62,7 @@ class Cohort:
     flow: tuple[FlowStep, ...] = ()
     name: str = "cohort"
     notes: tuple[str, ...] = ()
+    task: Task = "classification"
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -73,6 +77,20 @@ class Cohort:
     def labels(self) -> NDArray[np.int64]:
         """Class index of each case, -1 where there is none, shape (n,)."""
         return np.array([-1 if c.label is None else c.label for c in self.cases], dtype=np.int64)
+
+    @cached_property
+    def references(self) -> NDArray[np.int64] | NDArray[np.float64]:
+        """What the reference standard says: labels (n,), or values of all labels or targets (n, C), NaN unknown."""
+        if self.task in BY_CLASS:
+            return self.labels
+        unknown = (np.nan,) * len(self.classes)
+        rows = [unknown if c.target is None else np.atleast_1d(c.target) for c in self.cases]
+        return np.array(rows, dtype=np.float64).reshape(len(self), len(self.classes))
+
+    @cached_property
+    def bags(self) -> int:
+        """Most images that a case has where cases are bags, else 0."""
+        return max((len(c.image) for c in self.cases if isinstance(c.image, tuple)), default=0)
 
     @cached_property
     def patients(self) -> NDArray[np.str_]:
@@ -120,7 +138,7 @@ class Cohort:
         return "\n".join([*lines, *(f"  note: {n}" for n in self.notes)])
 
     def __repr__(self) -> str:
-        counts = [f"{name} {int((self.labels == i).sum())}" for i, name in enumerate(self.classes)]
+        counts = [f"{name} {say_reference(self, range(len(self)), k)}" for k, name in enumerate(self.classes)]
         patients = len(set(self.patients.tolist()))
         return f"Cohort({self.name!r}: {', '.join([f'{len(self)} cases of {patients} patients', *counts])})"
 
@@ -134,12 +152,14 @@ class Cohort:
         *,
         root: str | Path = ".",
         image: str = "image",
-        label: str | None = "label",
+        label: str | tuple[str, ...] | None = "label",
         classes: Sequence[object] | None = None,
+        task: Task | None = None,
         patient: str = "patient_id",
         case: str = "case_id",
         mask: str | None = None,
-        target: str | None = None,
+        target: str | tuple[str, ...] | None = None,
+        bag: str | None = None,
         part: str | None = None,
         covariates: Sequence[str] = (),
         sheet: str | int = 0,
@@ -153,12 +173,20 @@ class Cohort:
         root : path
             Folder that relative image paths start from; a relative path must not leave it. An absolute
             path in a cell is taken as it is.
-        image, label, patient, case, mask, target, part : str
-            Names of columns. ``label=None`` for cases without a label; ``target`` holds a number to predict,
-            ``mask`` a segmentation, ``part`` an official split (train, val, test). Without a case column
-            the row number names the case.
+        image, patient, case, mask, part : str
+            Names of columns. ``mask`` holds a segmentation, ``part`` an official split (train, val, test).
+            Without a case column the row number names the case.
+        label : str, tuple of str or None
+            Column of the class. Several columns, each with 1, 0 or nothing (unknown), are a multi-label task;
+            so is one column that lists findings (``'effusion|nodule'``) with ``task='multilabel'``. None: no label.
         classes : sequence or None
-            Class names, the positive one last; None finds them.
+            Class names, the positive one last, or in rising order; None finds them.
+        task : {'classification', 'multilabel', 'ordinal', 'regression'} or None
+            None takes several label columns as multi-label, targets as regression, else classification.
+        target : str, tuple of str or None
+            Columns of numbers to predict.
+        bag : str or None
+            Column whose rows belong together: their images become one case, e.g. all views of a study.
         covariates : sequence of str
             Columns to carry along; age, sex, site and manufacturer are carried in any case.
         sheet : str or int
@@ -171,11 +199,11 @@ class Cohort:
             the message names the lines.
         """
         table = read_table(csv, sheet=sheet)
-        table.require(image, *(c for c in (mask, target, part) if c), *covariates)
-        if label is not None and label not in table.columns and (mask or target):
+        table.require(image, *(c for c in (mask, part, bag) if c), *covariates)
+        if target is not None or (mask and label == "label" and label not in table.columns):
             label = None
-        if label is not None:
-            table.require(label)
+        named = columns_of(label, target)
+        table.require(*named)
         if patient not in table.columns:
             raise CohortError(
                 f"there is no column '{patient}'; without it images of one patient could be trained on and tested on",
@@ -186,41 +214,39 @@ class Cohort:
             )
         names = _rows.case_ids(table, case)
         _rows.refuse_blank(table, patient, "patient")
-        keep, lacking = _rows.complete(table, {"image": image, "label": label, "mask": mask, "target": target})
+        keep, lacking = _rows.complete(table, {"image": image, "label" if label else "target": named, "mask": mask})
         rows, lines = [table.rows[i] for i in keep], [table.lines[i] for i in keep]
         if not rows:
             raise CohortError(
                 "no row is complete", where=table.name, got=", ".join(f"{len(n)} {r}" for r, n in lacking.items())
             )
-        labels: list[int | None] = [None] * len(rows)
-        found: tuple[str, ...] = ()
-        notes: tuple[str, ...] = ()
-        if label is not None:
-            labels, found, notes = read_labels([r[label] for r in rows], lines, classes, table.name)
+        told = read_references(table, rows, lines, task=task, label=label, target=target, classes=classes)
         images = _rows.paths(table, rows, lines, image, Path(root))
         masks = _rows.paths(table, rows, lines, mask, Path(root)) if mask else [None] * len(rows)
-        _rows.refuse_contradiction(table, images, labels, lines)
-        targets = _rows.targets(rows, lines, target, table.name) if target else [None] * len(rows)
+        _rows.refuse_contradiction(table, images, list(zip(told.labels, map(repr, told.targets), strict=True)), lines)
         carry = _rows.covariate_columns(table, covariates)
-        notes = (*notes, *(f"rows {reason} were left out: {say_lines(n)}" for reason, n in lacking.items()))
+        notes = (*told.notes, *(f"rows {reason} were left out: {say_lines(n)}" for reason, n in lacking.items()))
         cases = tuple(
             Case(
                 case_id=names[i],
                 patient_id=row[patient],
                 image=images[k],
-                label=labels[k],
+                label=told.labels[k],
                 covariates=_rows.read_covariates(row, carry),
                 part=row[part] if part else "",
                 mask=masks[k],
-                target=targets[k],
+                target=told.value(k),
             )
             for k, (i, row) in enumerate(zip(keep, rows, strict=True))
         )
-        steps = (
-            FlowStep("rows of the table", len(table.rows)),
-            FlowStep("cases", len(cases), tuple((reason, len(n)) for reason, n in lacking.items())),
-        )
-        return cls.build(cases, found, steps, notes=notes)
+        steps = [FlowStep("rows of the table", len(table.rows)),
+                 FlowStep("images", len(cases), tuple((reason, len(n)) for reason, n in lacking.items()))]  # fmt: skip
+        if bag is not None:
+            cases = _rows.gather(table, cases, [row[bag] for row in rows], lines, bag)
+            steps.append(FlowStep("cases", len(cases)))
+        else:
+            steps[-1] = replace(steps[-1], label="cases")
+        return cls.build(cases, told.classes, steps, notes=notes, task=told.task)
 
     @classmethod
     def from_dicom(
@@ -230,14 +256,16 @@ class Cohort:
         labels: str | Path,
         on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "file"] = "PatientID",
         column: str | None = None,
-        label: str | None = "label",
+        label: str | tuple[str, ...] | None = "label",
+        target: str | tuple[str, ...] | None = None,
         classes: Sequence[object] | None = None,
+        task: Task | None = None,
         patient: str | None = None,
         part: str | None = None,
         modality: str | None = None,
         description: str | None = None,
         plane: Literal["axial", "coronal", "sagittal"] | None = None,
-        choose: Literal["only", "all", "most_slices", "thinnest"] = "only",
+        choose: Literal["only", "all", "bag", "most_slices", "thinnest"] = "only",
         covariates: Sequence[str] = (),
         sheet: str | int = 0,
         scan_store: str | Path | None = None,
@@ -255,10 +283,8 @@ class Cohort:
             What joins the two sides: an id of the DICOM header, or the name of the file.
         column : str or None
             Column of the table that holds it; None looks for one called like ``on``.
-        label : str or None
-            Column of labels; None for cases without.
-        classes : sequence or None
-            Class names, the positive one last; None finds them.
+        label, target, classes, task
+            As in :meth:`from_csv`.
         patient : str or None
             Column of patients; None takes PatientID from the header.
         part : str or None
@@ -269,9 +295,9 @@ class Cohort:
             Keep series whose Series Description holds this pattern (regular expression, any case).
         plane : {'axial', 'coronal', 'sagittal'} or None
             Keep volumes whose slices were acquired in this plane.
-        choose : {'only', 'all', 'most_slices', 'thinnest'}
+        choose : {'only', 'all', 'bag', 'most_slices', 'thinnest'}
             What to do where several series fit one row: refuse, make a case of each series (of each image,
-            where they are images), or take the one with most slices, or with the thinnest.
+            where they are images), one case of all of them, or take the one with most slices, or with the thinnest.
         covariates, sheet
             As in :meth:`from_csv`; age, sex and manufacturer come from the header where the table has none.
         scan_store : path or None
@@ -287,37 +313,31 @@ class Cohort:
         from medtransfer._join import join_dicom
 
         return join_dicom(
-            dicom, labels=labels, on=on, column=column, label=label, classes=classes, patient=patient,
-            part=part, modality=modality, description=description, plane=plane, choose=choose,
-            covariates=covariates, sheet=sheet, scan_store=scan_store, progress=progress,
+            dicom, labels=labels, on=on, column=column, label=None if target is not None else label, target=target,
+            classes=classes, task=task, patient=patient, part=part, modality=modality, description=description,
+            plane=plane, choose=choose, covariates=covariates, sheet=sheet, scan_store=scan_store, progress=progress,
         )  # fmt: skip
 
     @classmethod
-    def from_medmnist(cls, medmnist: str | Path, *, classes: Sequence[object] | None = None) -> Cohort:
+    def from_medmnist(
+        cls, medmnist: str | Path, *, classes: Sequence[object] | None = None, task: Task | None = None
+    ) -> Cohort:
         """Cases from a MedMNIST .npz, with its official parts.
 
         Parameters
         ----------
         medmnist : path
-            Holds ``{train,val,test}_images`` ``[n, rows, cols(, 3)]`` or ``[n, x, y, z]`` and ``_labels`` ``[n, 1]``.
+            Holds ``{train,val,test}_images`` ``[n, rows, cols(, 3)]`` or ``[n, x, y, z]`` and ``_labels`` ``[n, 1]``,
+            or ``[n, labels]`` of 0 and 1 for a multi-label task.
         classes : sequence or None
-            Names of the classes 0, 1, ...; None calls them ``'0'``, ``'1'``, ...
+            Names of the classes or labels 0, 1, ...; None calls them ``'0'``, ``'1'``, ...
+        task : {'classification', 'multilabel', 'ordinal', 'regression'} or None
+            None takes several labels an image as multi-label, else classification.
         """
         path = Path(medmnist)
-        cases: list[Case] = []
-        steps: list[FlowStep] = []
-        for part, (images, numbers) in load_npz(path).items():
-            cases += [
-                Case(f"{part}-{i:05d}", f"{part}-{i:05d}", images[i], label=int(numbers[i]), part=part)
-                for i in range(len(images))
-            ]
-            steps.append(FlowStep(f"images of the official part '{part}'", len(images)))
-        most = max(c.label or 0 for c in cases)
-        names = tuple(str(c) for c in classes) if classes is not None else tuple(str(i) for i in range(most + 1))
-        if len(names) <= most or len(set(names)) < max(len(names), 2):
-            raise CohortError(f"the labels run from 0 to {most}", where=path.name, got=f"classes {', '.join(names)}")
+        cases, names, steps, task = from_arrays(path, classes, task)
         notes = ("patients are not recorded in this file: every image counts as a patient of its own",)
-        return cls.build(tuple(cases), names, (*steps, FlowStep("cases", len(cases))), path.stem, notes)
+        return cls.build(tuple(cases), names, (*steps, FlowStep("cases", len(cases))), path.stem, notes, task)
 
     @classmethod
     def build(
@@ -327,6 +347,7 @@ class Cohort:
         flow: Sequence[FlowStep],
         name: str = "cohort",
         notes: Sequence[str] = (),
+        task: Task = "classification",
     ) -> Cohort:
         """A cohort whose flow ends in its patients; spellings of one patient id that differ are noted."""
         spellings = {c.patient_id for c in cases}
@@ -334,4 +355,4 @@ class Cohort:
         if len(patients) < len(spellings):
             several = f"{len(spellings)} spellings of patient ids name {len(patients)} patients"
             notes = (*notes, f"{several} (upper case, blanks and leading zeros aside)")
-        return cls(cases, classes, (*flow, FlowStep("patients", len(patients))), name, tuple(notes))
+        return cls(cases, classes, (*flow, FlowStep("patients", len(patients))), name, tuple(notes), task)

@@ -13,29 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
+from medtransfer.predictions import Task
+from medtransfer.report.author import Author
 
 _MOST_BYTES, _MOST_NODES = 2**20, 100_000
 _COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
 _PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist")}
 Keys = tuple[str, ...]
-
-
-class Author(BaseModel):
-    """What only the author can say; the report marks what is missing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    intended_use: str = ""
-    index_test: str = ""
-    reference_standard: str = ""
-    eligibility: str = ""
-    ethics: str = ""
-    funding: str = ""
 
 
 class AuditSettings(BaseModel):
@@ -78,8 +67,13 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.model import load_model
     from medtransfer.prepare import Prepare
     from medtransfer.recipe import Recipe
+    from medtransfer.report import write_report
+    from medtransfer.search import search
     from medtransfer.split import split_by_patient
+    from medtransfer.track import track
 
+    searched = ("trials", "minutes", "folds", "fold", "sizes", "backbones", "storage", "pruner", "watts")
+    rest = [k for k in inspect.signature(search).parameters if k not in searched]
     return {
         "cohort": keywords(getattr(Cohort, _COHORTS[cohort_key]), skip=("progress", "scan_store")),
         "split": keywords(split_by_patient, skip=("cohort",)),
@@ -89,6 +83,9 @@ def sections(cohort_key: str) -> dict[str, type[BaseModel]]:
         "model": keywords(load_model),
         "recipe": Recipe,
         "evaluate": keywords(judge, skip=("run",)),
+        "report": keywords(write_report, skip=("result", "path")),
+        "search": keywords(search, skip=rest),
+        "track": keywords(track, skip=("out",)),
         "author": Author,
     }
 
@@ -103,6 +100,13 @@ class _Top(BaseModel):
     title: str = ""
     synthetic: bool = False
     seed: int = 0
+    task: Task | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1)] = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class Experiment:
         File name, for messages.
     top : settings
         ``out``, ``data`` (folder that relative paths of the cohort and of a weights file start from), ``title``,
-        ``synthetic``, ``seed``.
+        ``synthetic``, ``seed``, ``task`` (that of the cohort), and where and how it is computed: ``workers``,
+        ``accelerator``, ``devices``, ``nodes``, ``strategy``, ``precision`` as for :func:`medtransfer.fit`.
     settings : mapping of str to settings
         One entry a section, defaults filled in; ``recipe`` is None where it is left to the cohort's size.
 
@@ -147,18 +152,7 @@ class Experiment:
             For a missing file, bad YAML, unknown or duplicate keys and values that do not fit; it names the line.
         """
         path = Path(path)
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                "the config cannot be read", where=path.name, got=error.strerror, fix="correct the path"
-            ) from error
-        if len(raw) > _MOST_BYTES:
-            raise ConfigError("this is too large for a config", where=path.name, got=f"{len(raw):,} bytes")
-        try:
-            return cls.from_text(raw.decode("utf-8-sig"), name=path.name, changes=changes)
-        except UnicodeDecodeError as error:
-            raise ConfigError("the config is not UTF-8 text", where=path.name) from error
+        return cls.from_text(read_text(path), name=path.name, changes=changes)
 
     @classmethod
     def from_text(cls, text: str, *, name: str = "config", changes: Sequence[str] = ()) -> Experiment:
@@ -183,10 +177,13 @@ class Experiment:
                 raise _unknown((key,), sorted(known), lines, name)
         top = _make(_Top, {k: v for k, v in values.items() if k in _Top.model_fields}, (), lines, name)
         settings: dict[str, Any] = {}
+        top_task = getattr(top, "task", None)
         for section, kind in kinds.items():
             given = values.get(section)
             if section == "augment" and isinstance(given, str):
                 given = {"modality": given}
+            if section == "cohort" and isinstance(given, dict) and top_task:
+                given = {"task": top_task} | given
             if section == "recipe" and given is None:
                 settings[section] = None
                 continue
@@ -194,6 +191,10 @@ class Experiment:
                 raise ConfigError("a section is a mapping", where=_where((section,), lines, name), got=_short(given))
             settings[section] = _make(kind, given or {}, (section,), lines, name)
         return cls(name, top, settings, keys[0], values)
+
+    def with_cohort(self, section: Mapping[str, Any], *, name: str) -> Experiment:
+        """The same experiment on another cohort, whose paths start from where the command runs."""
+        return self._checked({**self.raw, "cohort": dict(section), "data": "."}, {}, name)
 
     def path(self, text: str) -> str:
         """A path of the config, started from ``data``."""
@@ -223,12 +224,30 @@ class Experiment:
         if not private:
             for section, keys in _PATHS.items():
                 out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
+            for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
+                out[section] |= {key: "(private)"} if key in out[section] else {}
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )
         else:
             out |= {"out": self.top.out, "data": self.top.data}
         return _yaml(out)
+
+
+def read_text(path: Path) -> str:
+    """Text of a config file, refused where it is missing, too large or not UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            "the config cannot be read", where=path.name, got=error.strerror, fix="correct the path"
+        ) from error
+    if len(raw) > _MOST_BYTES:
+        raise ConfigError("this is too large for a config", where=path.name, got=f"{len(raw):,} bytes")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("the config is not UTF-8 text", where=path.name) from error
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Keys, str]]:

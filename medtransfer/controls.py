@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.features import fit_logistic, frozen_features
+from medtransfer.features import frozen_features
+from medtransfer.linear import fit_linear
 from medtransfer.predictions import Predictions, concatenate
+from medtransfer.probes import coded, corners, geometry_features, header_features, pooled, start_features
 
 if TYPE_CHECKING:
     from medtransfer.cohort import Cohort
     from medtransfer.run import Run
 
-Control = Literal["covariates", "border", "histogram", "random_weights", "frozen"]
+Control = Literal["covariates", "header", "geometry", "border", "corners", "histogram", "random_weights", "frozen"]
 
 NAMES: dict[Control, str] = {
     "covariates": "Age, sex, site: no image",
+    "header": "DICOM header, scanner and protocol: no image",
+    "geometry": "Size and spacing of the file: no image",
     "border": "Outer frame of the image only",
+    "corners": "Corners of the image only",
     "histogram": "Grey-value histogram: no shapes",
     "random_weights": "Same network, untrained weights",
     "frozen": "Same weights, nothing fine-tuned",
@@ -35,8 +40,10 @@ def controls(run: Run, names: Sequence[Control], *, seed: int = 0) -> dict[str, 
     ----------
     run : Run
     names : sequence of str
-        ``covariates``: age, sex, site and manufacturer (left out where none is known); ``border``: grey values
-        of the outermost frame, where markers and text stand; ``histogram``: how often each grey value occurs;
+        ``covariates``: age, sex, site and what else the table carries; ``header``: scanner and protocol;
+        ``geometry``: rows, columns, slices and spacing before preparation (each left out where nothing is known
+        or nothing differs); ``border``: grey values of the outermost frame; ``corners``: where markers and text
+        stand; ``histogram``: how often each grey value occurs;
         ``random_weights``: the same network without pretraining; ``frozen``: the pretrained network, nothing
         fine-tuned (left out where the run itself is that).
     seed : int
@@ -54,10 +61,11 @@ def _fit(run: Run, features: NDArray[np.floating], seed: int) -> list[Prediction
     cohort, parts = run.cohort, []
     for number, fold in enumerate(run.split.folds):
         train = list(fold.train)
-        model = fit_logistic(
-            features[train], cohort.labels[train], cohort.patients[train], len(cohort.classes), seed=seed
-        )
-        parts.append(run.predictions(fold.test, model.probability(features[list(fold.test)]), number, "test"))
+        model = fit_linear(
+            features[train], cohort.references[train], cohort.patients[train], len(cohort.classes), task=cohort.task,
+            seed=seed,
+        )  # fmt: skip
+        parts.append(run.predictions(fold.test, model.says(features[list(fold.test)]), number, "test"))
     return parts
 
 
@@ -65,27 +73,34 @@ def _features(run: Run, name: Control, seed: int) -> NDArray[np.floating] | None
     everyone = range(len(run.cohort))
     if name == "covariates":
         return covariate_features(run.cohort)
+    if name == "header":
+        return header_features(run.cohort)
+    if name == "geometry":
+        return geometry_features(run.cohort, cache=run.prepared.cache)
     run.prepared.load(everyone)
-    if name == "histogram":
-        return np.stack([histogram(run.prepared.one(i)) for i in everyone])
-    if name == "border":
-        return np.stack([border(run.prepared.one(i)) for i in everyone])
-    from medtransfer.model import rebuild, restart
+    looks = {"histogram": histogram, "border": border, "corners": corners}
+    if name in looks:
+        return np.stack([_over_images(looks[name], run.prepared.one(i), run.cohort.bags) for i in everyone])
+    if name == "frozen":  # left out where the run itself is that
+        return start_features(run) if (run.folder / "start.safetensors").is_file() else None
+    from medtransfer.model import restart
 
-    trained = run.model(0)
-    if name == "random_weights":
-        if str(trained.description.weights.get("name", "")).startswith("random/"):
-            return None  # the run itself is that
-        untrained = restart(trained.description, seed=seed)
-        return frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress)
-    start = run.folder / "start.safetensors"
-    if not start.is_file():
-        return None
-    from medtransfer.run import read_checkpoint
+    description = run.model(0).description
+    if str(description.weights.get("name", "")).startswith("random/"):
+        return None  # the run itself is that
+    untrained = restart(description, seed=seed)
+    return pooled(frozen_features(untrained, run.prepared, everyone, device=run.device, progress=run.progress))
 
-    model = rebuild(trained.description)
-    model.load_state_dict(read_checkpoint(start)[0])
-    return frozen_features(model, run.prepared, everyone, device=run.device, progress=run.progress)
+
+def _over_images(
+    look: Callable[[NDArray[np.float32]], NDArray[np.float64]], array: NDArray[np.float32], bags: int
+) -> NDArray[np.float64]:
+    """What a look gives, averaged over the images of a bag."""
+    if not bags:
+        return look(array)
+    there = ~np.isnan(array.reshape(*array.shape[:2], -1)[0, :, 0])
+    found: NDArray[np.float64] = np.mean([look(array[:, i]) for i in np.flatnonzero(there)], axis=0)
+    return found
 
 
 def histogram(array: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -114,28 +129,6 @@ def border(array: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def covariate_features(cohort: Cohort) -> NDArray[np.float64] | None:
-    """Age and indicator columns of every other covariate; None where nothing is known or nothing differs.
-
-    A missing age becomes the median with an indicator beside it; a missing category is its own.
-    """
-    columns = []
-    for name in sorted({key for case in cohort for key in case.covariates}):
-        values = [case.covariates.get(name, "") for case in cohort]
-        if name == "age":
-            numbers = np.array([_number(v) for v in values])
-            known = np.isfinite(numbers)
-            if known.any():
-                columns += [np.where(known, numbers, np.median(numbers[known])), (~known).astype(float)]
-            continue
-        kinds = sorted(set(values))
-        if 1 < len(kinds) <= max(2, len(values) // 5):  # a column of its own for nearly every case would name the cases
-            columns += [np.array([v == kind for v in values], dtype=float) for kind in kinds]
-    varied = [c for c in columns if np.ptp(c) > 0]
-    return np.stack(varied, axis=1) if varied else None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+    """Every covariate of the table as numbers and indicators; None where nothing is known or nothing differs."""
+    names = sorted({key for case in cohort for key in case.covariates})
+    return coded({name: [case.covariates.get(name, "") for case in cohort] for name in names})

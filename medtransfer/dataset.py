@@ -28,10 +28,9 @@ class Readable(Protocol):
     @property
     def alias(self) -> str: ...
     @property
-    def label(self) -> int | None: ...
-    @property
     def image(self) -> object: ...
     def read(self) -> Image: ...
+    def pieces(self) -> Sequence[Readable]: ...
 
 
 def content(case: Readable) -> str | None:
@@ -44,7 +43,9 @@ def content(case: Readable) -> str | None:
 
 
 class Prepared:
-    """The prepared images of a cohort; indexing gives tensors ``[n, channels, ...]``.
+    """The prepared images of a cohort, as arrays or tensors ``[n, channels, ...]``.
+
+    Where cases are bags of images: ``[n, channels, images, ...]``, as many as the largest bag has, absent ones NaN.
 
     Parameters
     ----------
@@ -56,6 +57,8 @@ class Prepared:
         Where prepared images are kept; None keeps nothing.
     memory_bytes : int
         Below this size all images stay in memory; above it they are read from the cache when asked for.
+    workers : int
+        Threads that prepare; 0 prepares in the calling one. The results are the same bytes.
     progress : bool
         Show a bar with rate and time left (never when piped).
     """
@@ -67,10 +70,13 @@ class Prepared:
         *,
         cache: Cache | None = None,
         memory_bytes: int = 4 * 2**30,
+        workers: int = 2,
         progress: bool = True,
     ) -> None:
+        self.workers = workers
         self.cases, self.prepare, self.cache, self.progress = cases, prepare, cache, progress
         self.memory_bytes = memory_bytes
+        self.most = max((len(c.image) for c in cases if isinstance(c.image, tuple)), default=0)
         self._kept: NDArray[np.float32] | None = None
         self._ready = np.zeros(len(cases), dtype=bool)
 
@@ -80,6 +86,14 @@ class Prepared:
             kept: NDArray[np.float32] = self._kept[index]
             return kept
         case = self.cases[index]
+        if not self.most:
+            return self._image(case)
+        images = np.stack([self._image(piece) for piece in case.pieces()], axis=1)
+        whole = np.full((images.shape[0], self.most, *images.shape[2:]), np.nan, np.float32)
+        whole[:, : images.shape[1]] = images
+        return whole
+
+    def _image(self, case: Readable) -> NDArray[np.float32]:
         digest = content(case) if self.cache is not None else None
         name = fingerprint(CACHE_FORMAT, digest, self.prepare.model_dump_json()) if digest else ""
         if name and self.cache is not None and (found := self.cache.get(name)) is not None:
@@ -95,7 +109,7 @@ class Prepared:
         return array
 
     def load(self, indices: Sequence[int]) -> None:
-        """Prepare cases ahead, two at a time, into memory or at least into the cache."""
+        """Prepare cases ahead, as many at a time as there are workers, into memory or at least into the cache."""
         from tqdm import tqdm
 
         wanted = [i for i in dict.fromkeys(indices) if not self._ready[i]]
@@ -128,8 +142,8 @@ class Prepared:
                 self._kept[index] = array
                 self._ready[index] = True
 
-        with ThreadPoolExecutor(2) as pool:
-            jobs = pool.map(keep, wanted)
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            jobs = pool.map(keep, wanted) if self.workers else map(keep, wanted)
             for _ in tqdm(
                 jobs,
                 total=len(wanted),
@@ -144,9 +158,3 @@ class Prepared:
         import torch
 
         return torch.from_numpy(np.stack([self.one(int(i)) for i in indices]))
-
-    def labels(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """Class indices of these cases, int64."""
-        import torch
-
-        return torch.tensor([-1 if (label := self.cases[int(i)].label) is None else label for i in indices])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from medtransfer.augment import Augment
@@ -26,7 +27,84 @@ from medtransfer.split import split_by_patient
 Images = Cohort | Sequence[Any] | NDArray[Any]
 
 
-class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _Transfer(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share: the network, its preparation, and how a cohort is fitted."""
+
+    def __init__(
+        self,
+        weights: str = "imagenet/resnet18",
+        *,
+        arch: str | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        until: str | None = None,
+        pool_from: Sequence[str] | None = None,
+        pool: str = "mean",
+        prepare: Prepare | None = None,
+        recipe: Recipe | None = None,
+        augment: Augment | None = None,
+        val: float = 0.15,
+        out: str | None = None,
+        seed: int = 0,
+        accelerator: str = "auto",
+    ) -> None:
+        self.weights, self.arch, self.mean, self.std = weights, arch, mean, std
+        self.until, self.pool_from, self.pool = until, pool_from, pool
+        self.prepare, self.recipe, self.augment = prepare, recipe, augment
+        self.val, self.out, self.seed, self.accelerator = val, out, seed, accelerator
+
+    def _learn(self, cohort: Cohort) -> None:
+        recipe = self.recipe or Recipe.for_size(len(cohort), self._prepare().dims)  # type: ignore[arg-type]
+        val = 0.0 if recipe.method == "logistic" else self.val
+        split = split_by_patient(cohort, val=val, test=0.0, seed=self.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            run = fit(
+                self._model(cohort),
+                cohort,
+                split,
+                self._prepare(),
+                recipe,
+                out=self.out or Path(folder) / "run",
+                augment=self.augment,
+                seed=self.seed,
+                accelerator=self.accelerator,
+                progress=False,
+            )
+            self.model_, self.n_features_in_ = run.model(0), 1
+
+    def _say(self, images: Images) -> NDArray[np.float64]:
+        check_is_fitted(self, "model_")
+        prepared = Prepared(_cases(images, None), self._prepare(), progress=False)
+        return probabilities(self.model_, prepared, range(len(prepared.cases)))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        return tags
+
+    def _prepare(self) -> Prepare:
+        return self.prepare or Prepare()
+
+    def _model(self, cohort: Cohort) -> Model:
+        first = cohort.cases[0].pieces()[0]
+        channels = self._prepare()(first.read(), where=first.alias).shape[0]
+        return load_model(
+            self.weights,
+            dims=self._prepare().dims,  # type: ignore[arg-type]
+            in_channels=channels,
+            classes=len(cohort.classes),
+            task=cohort.task,
+            arch=self.arch,
+            mean=self.mean,
+            std=self.std,
+            until=self.until,
+            pool_from=self.pool_from,
+            pool=self.pool,  # type: ignore[arg-type]
+            seed=self.seed,
+        )
+
+
+class TransferClassifier(ClassifierMixin, _Transfer):  # type: ignore[misc]
     """A pretrained network as a scikit-learn classifier.
 
     Parameters
@@ -64,29 +142,6 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ['no', 'yes']
     """
 
-    def __init__(
-        self,
-        weights: str = "imagenet/resnet18",
-        *,
-        arch: str | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        until: str | None = None,
-        pool_from: Sequence[str] | None = None,
-        pool: str = "mean",
-        prepare: Prepare | None = None,
-        recipe: Recipe | None = None,
-        augment: Augment | None = None,
-        val: float = 0.15,
-        out: str | None = None,
-        seed: int = 0,
-        accelerator: str = "auto",
-    ) -> None:
-        self.weights, self.arch, self.mean, self.std = weights, arch, mean, std
-        self.until, self.pool_from, self.pool = until, pool_from, pool
-        self.prepare, self.recipe, self.augment = prepare, recipe, augment
-        self.val, self.out, self.seed, self.accelerator = val, out, seed, accelerator
-
     def fit(
         self, X: Images, y: Sequence[Any] | NDArray[Any] | None = None, groups: Sequence[Any] | None = None
     ) -> TransferClassifier:
@@ -102,8 +157,6 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         groups : sequence or None
             Patient of each image; None counts each image as a patient.
         """
-        from dataclasses import replace
-
         if isinstance(X, Cohort) and y is None:
             names, codes = np.array(X.classes), X.labels
         else:
@@ -113,55 +166,73 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise CohortError("images and labels differ in number", got=f"{len(cases)} and {len(codes)}")
         labelled = tuple(replace(c, label=int(k)) for c, k in zip(cases, codes, strict=True))
         cohort = Cohort(labelled, tuple(str(n) for n in names))
-        recipe = self.recipe or Recipe.for_size(len(cohort), self._prepare().dims)  # type: ignore[arg-type]
-        val = 0.0 if recipe.method == "logistic" else self.val
-        split = split_by_patient(cohort, val=val, test=0.0, seed=self.seed)
-        model = self._model(cohort, len(names))
-        with tempfile.TemporaryDirectory() as folder:
-            run = fit(
-                model,
-                cohort,
-                split,
-                self._prepare(),
-                recipe,
-                out=self.out or Path(folder) / "run",
-                augment=self.augment,
-                seed=self.seed,
-                accelerator=self.accelerator,
-                progress=False,
-            )
-            self.model_, self.classes_, self.n_features_in_ = run.model(0), names, 1
+        self._learn(cohort)
+        self.classes_ = names
         return self
 
     def predict_proba(self, X: Images) -> NDArray[np.float64]:
         """Probabilities ``[n, classes]`` in the order of ``classes_``."""
-        check_is_fitted(self, "model_")
-        prepared = Prepared(_cases(X, None), self._prepare(), progress=False)
-        return probabilities(self.model_, prepared, range(len(prepared.cases)))
+        return self._say(X)
 
     def predict(self, X: Images) -> NDArray[Any]:
         """The likeliest label of each image."""
         found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
         return found
 
-    def _prepare(self) -> Prepare:
-        return self.prepare or Prepare()
 
-    def _model(self, cohort: Cohort, classes: int) -> Model:
-        channels = self._prepare()(cohort.cases[0].read(), where=cohort.cases[0].alias).shape[0]
-        return load_model(
-            self.weights,
-            dims=self._prepare().dims,  # type: ignore[arg-type]
-            in_channels=channels,
-            classes=classes,
-            arch=self.arch,
-            mean=self.mean,
-            std=self.std,
-            until=self.until,
-            pool_from=self.pool_from,
-            pool=self.pool,  # type: ignore[arg-type]
-            seed=self.seed,
-        )
+class TransferRegressor(RegressorMixin, _Transfer):  # type: ignore[misc]
+    """A pretrained network as a scikit-learn regressor of one or several numbers an image.
+
+    Parameters
+    ----------
+    weights, arch, mean, std, until, pool_from, pool, prepare, recipe, augment, val, out, seed, accelerator
+        As for :class:`TransferClassifier`; method ``logistic`` is a ridge regression on frozen features.
+
+    Attributes
+    ----------
+    model_ : Model
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).random((30, 40, 40)).astype(np.float32)
+    >>> values = np.linspace(0, 3, 30)
+    >>> images += values[:, None, None].astype(np.float32)
+    >>> regressor = TransferRegressor("random/resnet18", until="layer1", prepare=Prepare(size=32, scale=(0, 4)))
+    >>> bool(regressor.fit(images, values).score(images, values) > 0.9)
+    True
+    """
+
+    def fit(
+        self, X: Images, y: Sequence[Any] | NDArray[Any] | None = None, groups: Sequence[Any] | None = None
+    ) -> TransferRegressor:
+        """Train on images and numbers.
+
+        Parameters
+        ----------
+        X : ndarray, sequence of arrays or paths, or Cohort
+            As for :class:`TransferClassifier`; a cohort brings its own targets and patients.
+        y : sequence (n,) or (n, targets) or None
+            In any unit; NaN where a target is unknown.
+        groups : sequence or None
+            Patient of each image; None counts each image as a patient.
+        """
+        if isinstance(X, Cohort) and y is None:
+            cohort = X
+        else:
+            values = np.asarray(y, dtype=np.float64)
+            cases, columns = _cases(X, groups), values.reshape(len(values), -1)
+            if len(cases) != len(columns):
+                raise CohortError("images and targets differ in number", got=f"{len(cases)} and {len(columns)}")
+            told = tuple(replace(c, target=tuple(map(float, row))) for c, row in zip(cases, columns, strict=True))
+            names = tuple(f"target {i + 1}" for i in range(columns.shape[1]))
+            cohort = Cohort(told, names, task="regression")
+        self._learn(cohort)
+        return self
+
+    def predict(self, X: Images) -> NDArray[np.float64]:
+        """The value of each image, shape (n,), or (n, targets) where there are several."""
+        found = self._say(X)
+        return found[:, 0] if found.shape[1] == 1 else found
 
 
 def _cases(images: Images, groups: Sequence[Any] | None) -> tuple[Case, ...]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer._measure import measure
+from medtransfer._mistakes import Mistake, mistakes
 from medtransfer.errors import MetricError
-from medtransfer.metrics import checks, classification, comparison, panel
+from medtransfer.metrics import checks, comparison
 from medtransfer.metrics.checks import Check, Control
 from medtransfer.metrics.comparison import Subgroup
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, plain
@@ -25,7 +27,7 @@ from medtransfer.metrics.threshold import (
     threshold_by_rule,
     youden,
 )
-from medtransfer.predictions import Predictions
+from medtransfer.predictions import BY_CLASS, Predictions
 
 __all__ = [
     "LABELS",
@@ -49,18 +51,9 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A case on which the model was surely wrong."""
-
-    case: str
-    patient: str
-    fold: int
-    reference: str
-    called: str
-    probability: float
+_RECALIBRATED = ("brier", "scaled_brier", "log_loss", "calibration_slope", "calibration_intercept",
+                 "observed_expected", "ece")  # fmt: skip
+SUBGROUP_KEYS = ("auroc", "gap", "gap_adjusted", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +66,18 @@ class Evaluation:
         The test predictions whose reference is known.
     threshold : Threshold or None
         The operating point; None for several classes, where the most probable class is called.
+    thresholds : dict of str to Threshold
+        Of each label of a multi-label task, else empty.
     calibrator : Calibrator or None
-    primary : {'auroc', 'macro_auroc'}
+    primary : {'auroc', 'macro_auroc', 'kappa_quadratic', 'r2'}
         Name of the headline estimate.
     estimates, recalibrated : dict of str to Estimate
         By the names of ``LABELS``; the second after recalibration (empty without a calibrator).
     per_class : dict of str to dict of str to Estimate
-        One-versus-rest estimates of each class (several classes only).
+        Estimates of each class against the rest, each label, each split of ordered classes, or each of several targets.
     table : ndarray (C, C) of int
-        Counts: rows by the reference standard, columns by the model's call.
+        Counts: rows by the reference standard, columns by the model's call; ``(labels, 2, 2)`` of a multi-label
+        task, empty of a regression.
     curves : dict of str to dict of str to ndarray
         ``roc``, ``pr``, ``reliability``, ``net_benefit`` and the last two with ``_recalibrated``: x, y, low, high.
     controls, subgroups, prevalences, checks
@@ -95,6 +91,7 @@ class Evaluation:
 
     predictions: Predictions
     threshold: Threshold | None
+    thresholds: dict[str, Threshold]
     calibrator: Calibrator | None
     primary: str
     estimates: dict[str, Estimate]
@@ -113,37 +110,33 @@ class Evaluation:
 
     @property
     def called(self) -> NDArray[np.int64]:
-        """Class called for each case, shape (n,)."""
+        """Class called for each case, shape (n,); labels called, 0 or 1, shape (n, labels).
+
+        Raises
+        ------
+        MetricError
+            For a regression, which calls nothing.
+        """
+        p = self.predictions
+        if p.task == "regression":
+            raise MetricError("a regression calls no class", fix="predictions.probability holds the values")
+        if p.task == "multilabel":
+            return np.stack([self.thresholds[c].called(p.label(c)) for c in p.classes], axis=1).astype(np.int64)
         if self.threshold is None:
-            return np.asarray(self.predictions.probability.argmax(axis=1), dtype=np.int64)
-        return np.asarray(self.threshold.called(self.predictions), dtype=np.int64)
+            return np.asarray(p.probability.argmax(axis=1), dtype=np.int64)
+        return np.asarray(self.threshold.called(p), dtype=np.int64)
 
     def most_confident_errors(self, n: int = 6) -> list[Mistake]:
-        """The n surest errors of each called class: those farthest beyond the threshold come first."""
-        p, called = self.predictions, self.called
-        sure = p.probability[np.arange(len(p)), called]
-        found: list[Mistake] = []
-        for k in reversed(range(len(p.classes))):
-            wrong = np.flatnonzero((called == k) & (p.reference != k))
-            for i in wrong[np.argsort(-sure[wrong], kind="stable")][:n]:
-                shown = p.probability[i, 1] if len(p.classes) == 2 else sure[i]
-                found.append(
-                    Mistake(
-                        str(p.case[i]),
-                        str(p.patient[i]),
-                        int(p.fold[i]),
-                        p.classes[p.reference[i]],
-                        p.classes[k],
-                        float(shown),
-                    )
-                )
-        return found
+        """See :func:`mistakes`."""
+        p = self.predictions
+        return mistakes(p, None if p.task == "regression" else self.called, n)
 
     def to_json(self) -> dict[str, object]:
         """All numbers as plain JSON types: 10 significant digits, None where not defined, never nan."""
         content: dict[str, object] = {
             "schema": "medtransfer.metrics/1",
             "part": self.predictions.part,
+            "task": self.predictions.task,
             "classes": list(self.predictions.classes),
             "primary": self.primary,
             "counts": self.counts,
@@ -154,6 +147,10 @@ class Evaluation:
             else {
                 "rule": self.threshold.rule,
                 "by_fold": {str(k): v for k, v in sorted(self.threshold.by_fold.items())},
+            },
+            "thresholds": {
+                name: {"rule": t.rule, "by_fold": {str(k): v for k, v in sorted(t.by_fold.items())}}
+                for name, t in self.thresholds.items()
             },
             "table": self.table.tolist(),
             "estimates": {k: e.to_json() for k, e in self.estimates.items()},
@@ -169,7 +166,7 @@ class Evaluation:
                     "level": s.level,
                     "cases": s.cases,
                     "events": s.events,
-                    **{k: getattr(s, k).to_json() for k in ("auroc", "gap", "sensitivity", "specificity")},
+                    **{k: getattr(s, k).to_json() for k in SUBGROUP_KEYS},
                 }
                 for s in self.subgroups
             ],
@@ -213,7 +210,7 @@ class Evaluation:
 def evaluate(
     test: Predictions,
     *,
-    threshold: Threshold | float | None = None,
+    threshold: Threshold | float | Mapping[str, Threshold] | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
     calibrator: Calibrator | None = None,
@@ -227,8 +224,9 @@ def evaluate(
     ----------
     test : Predictions
         Cases without a reference are counted and left out.
-    threshold : Threshold or float, optional
+    threshold : Threshold, float or mapping, optional
         From :func:`youden` and its kin on validation predictions, or a number. Without it 0.5, with a caution.
+        In a multi-label task a mapping by label, each from ``val.label(name)``.
     bootstrap, seed : int
         Resamples of patients behind the intervals, and their seed.
     calibrator : Calibrator, optional
@@ -256,15 +254,14 @@ def evaluate(
     >>> evaluate(test, threshold=0.3, bootstrap=200).estimates["auroc"].value
     0.75
     """
-    if len(test.classes) < 2:
+    if test.task in BY_CLASS and len(test.classes) < 2:
         raise MetricError("an evaluation needs two or more classes", got=f"{len(test.classes)}")
-    known = test.reference >= 0
+    known = test.known
     scored = test.take(known)
     if not len(scored):
         raise MetricError("no case has a reference label", where=test.part, got=f"{len(test)} cases")
     _refuse_twins(scored)
-    two = len(test.classes) == 2
-    point = _operating_point(threshold, scored)
+    point, points = _operating_points(threshold, scored)
     if point is not None:
         refuse_overlap("threshold", point.cases, point.patients, scored)
     after = None
@@ -272,51 +269,37 @@ def evaluate(
         refuse_overlap("calibrator", calibrator.cases, calibrator.patients, scored)
         after = calibrator.apply(scored)
     resamples = ClusterBootstrap.draw(scored.patient, resamples=bootstrap, seed=seed)
-    rows: list[dict[str, Estimate]] = []
-    if two and point is not None:
-        y, called = scored.reference == 1, point.called(scored)
-        found, second = panel.binary(
-            y, scored.positive, called, scored.fold, resamples, after.positive if after else None
-        )
-    else:
-        called = scored.probability.argmax(axis=1)
-        found, rows = panel.multiclass(scored.reference, scored.probability, resamples)
-        second = panel.measure(panel.many_classes(after.reference, after.probability), resamples) if after else None
-    kept = (
-        "brier",
-        "scaled_brier",
-        "log_loss",
-        "calibration_slope",
-        "calibration_intercept",
-        "observed_expected",
-        "ece",
-    )
-    recalibrated = {k: second.estimates[k] for k in kept if k in second.estimates} if second else {}
-    curves = found.curves | ({f"{k}_recalibrated": c for k, c in second.curves.items()} if second else {})
-    primary = "auroc" if two else "macro_auroc"
+    seen = measure(scored, resamples, point, points, after)
+    found, second = seen.found, seen.second
+    recalibrated = {k: second.estimates[k] for k in _RECALIBRATED if k in second.estimates} if second else {}
+    primary = comparison.primary(scored)
     beside = [comparison.control(name, other, scored, resamples) for name, other in (controls or {}).items()]
     record = test.source.record() if test.source is not None else {}
-    counts = {
-        "cases": len(scored),
-        "patients": len(np.unique(scored.patient)),
-        "unknown": int((~known).sum()),
-        "folds": len(np.unique(scored.fold)),
-    }
+    groups = _groups(subgroups or {}, known) if scored.task == "classification" else {}
+    divided = comparison.subgroups(groups, scored, seen.called == 1, resamples)
     return Evaluation(
         predictions=scored,
         threshold=point,
+        thresholds=seen.points,
         calibrator=calibrator,
         primary=primary,
         estimates=found.estimates,
         recalibrated=recalibrated,
-        per_class=dict(zip(scored.classes, rows, strict=True)) if rows else {},
-        table=classification.confusion(scored.reference, called, len(scored.classes)).astype(np.int64),
-        curves=curves,
+        per_class=seen.rows,
+        table=seen.table,
+        curves=found.curves | ({f"{k}_recalibrated": c for k, c in second.curves.items()} if second else {}),
         controls=beside,
-        subgroups=comparison.subgroups(_groups(subgroups or {}, known), scored, called == 1, resamples) if two else [],
-        prevalences=[comparison.at_prevalence(v, found) for v in prevalences] if two else [],
-        checks=checks.all_checks(scored, found.estimates, recalibrated, primary, point, beside, record),
-        counts=counts,
+        subgroups=divided,
+        prevalences=[comparison.at_prevalence(v, found) for v in prevalences] if point is not None else [],
+        checks=checks.all_checks(
+            scored, found.estimates, recalibrated, primary, point, beside, record, comparison.subgroup_checks(divided)
+        ),
+        counts={
+            "cases": len(np.unique(scored.case)),
+            "patients": len(np.unique(scored.patient)),
+            "unknown": int((~known).sum()),
+            "folds": len(np.unique(scored.fold)),
+        },
         bootstrap=bootstrap,
         seed=seed,
         record=record,
@@ -353,18 +336,30 @@ def compare(a: Predictions, b: Predictions, *, bootstrap: int = 2000, seed: int 
     return Comparison(comparison.difference(a, b, resamples))
 
 
-def _operating_point(threshold: Threshold | float | None, test: Predictions) -> Threshold | None:
-    if len(test.classes) != 2:
+def _operating_points(
+    threshold: Threshold | float | Mapping[str, Threshold] | None, test: Predictions
+) -> tuple[Threshold | None, Mapping[str, Threshold]]:
+    """The threshold of two classes, or those of labels."""
+    if test.task == "multilabel":
+        if threshold is None or isinstance(threshold, Mapping):
+            return None, threshold or {}
+        if isinstance(threshold, Threshold):
+            raise MetricError("every label has a threshold of its own", where="threshold", fix="a mapping by label")
+        point = Threshold("fixed", fixed(float(threshold), test.fold).by_fold)
+        return None, dict.fromkeys(test.classes, point)
+    if test.task != "classification" or len(test.classes) != 2:
         if threshold is not None:
             raise MetricError(
-                "a threshold is for two classes",
-                got=f"{len(test.classes)} classes",
+                "a threshold is for two classes, or for labels",
+                got=f"{test.task}, {len(test.classes)} columns",
                 fix="leave it out: the most probable class is called",
             )
-        return None
+        return None, {}
     if threshold is None:
-        return Threshold("default 0.5", fixed(0.5, test.fold).by_fold)
-    return threshold if isinstance(threshold, Threshold) else fixed(float(threshold), test.fold)
+        return Threshold("default 0.5", fixed(0.5, test.fold).by_fold), {}
+    if isinstance(threshold, Mapping):
+        raise MetricError("thresholds by label are for a multi-label task", where="threshold", got=test.task)
+    return threshold if isinstance(threshold, Threshold) else fixed(float(threshold), test.fold), {}
 
 
 def _refuse_twins(test: Predictions) -> None:

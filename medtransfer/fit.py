@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError
-from medtransfer.loop import Job
+from medtransfer.loop import Job, Watch
 from medtransfer.model import Model
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
 from medtransfer.run import Run, begin, environment, finish, save_checkpoint
 from medtransfer.split import Split
-from medtransfer.team import Team
+from medtransfer.team import Team, threads
 from medtransfer.training import stopping
 from medtransfer.tuned import Normalisation
 
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 def fit(
@@ -44,8 +44,11 @@ def fit(
     accelerator: str = "auto",
     devices: int = 1,
     nodes: int = 1,
+    strategy: Strategy = "auto",
     precision: Precision = "32-true",
+    workers: int = 2,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Run:
     """Fine-tune a model on the training part of each fold; the model passed in stays as it is.
 
@@ -66,8 +69,16 @@ def fit(
     devices, nodes : int
         Processes a machine, and machines: start that many with ``torchrun`` or ``srun``. A step and its batch stay
         what they are; each process computes its share.
-    precision : {'32-true', 'bf16-mixed'}
-        Of what learns; weights, frozen features and evaluation stay float32.
+    strategy : {'auto', 'ddp', 'fsdp'}
+        How several processes share the work: each holds the whole network (``ddp``, which ``auto`` takes).
+    precision : {'32-true', 'bf16-mixed', '16-mixed'}
+        Of what learns; weights, frozen features and evaluation stay float32. ``16-mixed`` scales the loss, so that
+        small gradients do not vanish, and needs a CUDA device.
+    workers : int
+        Threads that read and prepare images, 0: none besides this one. It changes no number.
+    watch : function or None
+        Is given each entry of the log as it is written: a dict with fold, epoch, losses. What it raises ends the
+        call and leaves a run that can go on.
 
     Raises
     ------
@@ -89,6 +100,7 @@ def fit(
         "tensors": _digest(model),
         "cohort": cohort.fingerprint,
         "classes": list(cohort.classes),
+        "task": cohort.task,
         "split": [[list(p) for p in fold.parts()] for fold in split.folds],
         "prepare": prepare.model_dump(mode="json"),
         "augment": augment.model_dump(),
@@ -96,6 +108,14 @@ def fit(
         "seed": seed,
     }
     asked |= {} if precision == "32-true" else {"precision": precision}
+    asked |= {"bag": cohort.bags} if cohort.bags else {}
+    if strategy == "fsdp":
+        raise ConfigError(
+            "weights sharded over devices are not offered",
+            where="strategy",
+            got=strategy,
+            fix="strategy: ddp, and recipe.tune: lora where the network is too large",
+        )
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -103,20 +123,23 @@ def fit(
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision=precision,
     )
+    if precision == "16-mixed" and fabric.device.type != "cuda":
+        raise ConfigError("16-mixed needs a CUDA device", where="precision", got=str(fabric.device),
+                          fix="precision: bf16-mixed, or 32-true")  # fmt: skip
     fabric.launch()
     team = Team(fabric)
     if team.first:
         begin(out, asked, cohort, split)
     team.wait()
     complete = begin(out, asked, cohort, split)
-    run = Run(out, cohort, split, prepare, str(fabric.device), progress and team.first)
+    run = Run(out, cohort, split, prepare, str(fabric.device), progress and team.first, workers)
     if complete:
         return run
     started = time.monotonic()
-    job = Job(team, run, model, recipe, augment, seed)
+    job = Job(team, run, model, recipe, augment, seed, watch, scaled=precision == "16-mixed")
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
-    with torch.random.fork_rng(), stopping() as stop:
+    with torch.random.fork_rng(), threads(team.size // nodes), stopping() as stop:
         for number, fold in enumerate(split.folds):
             if not (out / f"fold-{number}" / "model.safetensors").is_file():
                 job.fit_fold(number, fold, stop)
@@ -128,15 +151,23 @@ def fit(
     return run
 
 
+_OUTPUTS = {"classification": "classes", "ordinal": "classes", "multilabel": "labels", "regression": "targets"}
+
+
 def _digest(model: Model) -> str:
     return fingerprint(*(part for k, v in model.state_dict().items() for part in (k, v.detach().cpu().numpy())))
 
 
 def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split: Split) -> None:
     d = model.description
+    if d.task != cohort.task:
+        raise ConfigError(
+            f"the model is made for {d.task} and the cohort for {cohort.task}", where="model.task", got=d.task,
+            fix=f"task: {cohort.task}",
+        )  # fmt: skip
     if d.classes != len(cohort.classes):
         raise ConfigError(
-            f"the model has {d.classes} classes and the cohort {len(cohort.classes)}",
+            f"the model has {d.classes} {_OUTPUTS[d.task]} and the cohort {len(cohort.classes)}",
             where="model.classes",
             got=", ".join(cohort.classes),
             fix=f"classes: {len(cohort.classes)}",
@@ -164,17 +195,20 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
         )
     ):
         raise ConfigError("the stages that learn have no normalisation", where="recipe.tune", fix="tune: all")
-    if "logistic" in (recipe.method, recipe.start) and sum(isinstance(m, nn.Linear) for m in model.head) > 1:
-        raise ConfigError(
-            "logistic regression needs a linear head", where="model.head", fix="leave head out, or method: probe"
-        )
     if "logistic" in (recipe.method, recipe.start) and d.head.attention:
         raise ConfigError(
-            "logistic regression does not learn how to weigh slices or images",
+            "method logistic does not learn how to weigh slices or images",
             where="model.head.attention",
             got=d.head.attention,
             fix="attention: 0 (they are averaged), or method: probe",
         )
+    if "logistic" in (recipe.method, recipe.start) and not model.linear:
+        raise ConfigError(
+            "method logistic needs a linear head", where="model.head", got=repr(d.head),
+            fix="leave head out, or method: probe",
+        )  # fmt: skip
+    if recipe.mixup and cohort.bags:
+        raise ConfigError("bags of images cannot be mixed", where="recipe.mixup", fix="mixup: 0")
     if recipe.method != "logistic" and any(not len(f.val) for f in split.folds):
         raise ConfigError(
             f"method {recipe.method} stops on a validation part, and the split has none",
@@ -212,7 +246,9 @@ def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) ->
             "trainable": plan[-1]["parameters"],
             "dims": d.dims,
             "in_channels": d.in_channels,
-            "input": f"{d.in_channels} × {size}",
+            "input": f"{d.in_channels} × {size}"
+            + (f", up to {run.cohort.bags} images a case" if run.cohort.bags else ""),
+            "task": d.task,
             "head": str(final.head),
             "pool_from": list(d.pool_from),
             "pool": d.pool,

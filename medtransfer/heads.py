@@ -1,26 +1,26 @@
-"""Heads: from features to an answer, by task; and what each task calls a loss and a probability."""
+"""Heads: from features to an answer, by task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medtransfer.errors import ConfigError
-
-Task = Literal["classification", "multilabel", "ordinal", "regression"]
-Loss = Callable[[Tensor, Tensor], Tensor]
+from medtransfer.predictions import BY_CLASS, Task
 
 
 class AttentionPool(nn.Module):
     """One vector for a bag of items by gated attention (Ilse et al. 2018, arXiv 1802.04712).
 
     Items are the slices of a volume, or the images of a study or patient. An item whose features are not
-    a number is absent: bags of different sizes share a tensor (see :func:`bags`).
+    a number is absent, so that bags of different sizes share a tensor.
 
     Parameters
     ----------
@@ -50,32 +50,15 @@ class AttentionPool(nn.Module):
         return (self.weights(items).unsqueeze(1) @ items.nan_to_num(0.0)).squeeze(1)
 
 
-def bags(features: Tensor, owner: Sequence[str]) -> tuple[Tensor, list[str]]:
-    """Features of images ``[images, width]`` as bags ``[owners, most images, width]``, absent items NaN.
-
-    Parameters
-    ----------
-    owner : sequence of str
-        The patient or study of each image.
-
-    Returns
-    -------
-    items : Tensor
-    owners : list of str
-        Whose each bag is, in the order of first appearance.
+def average(items: Tensor) -> Tensor:
+    """Mean over the items of ``[n, items, width]`` that are there.
 
     Examples
     --------
-    >>> items, owners = bags(torch.ones(3, 2), ["a", "b", "a"])
-    >>> items.shape, owners, int(items.isnan().sum())
-    (torch.Size([2, 2, 2]), ['a', 'b'], 2)
+    >>> average(torch.tensor([[[1.0], [3.0], [torch.nan]]])).tolist()
+    [[2.0]]
     """
-    owners = list(dict.fromkeys(owner))
-    members = {o: [i for i, mine in enumerate(owner) if mine == o] for o in owners}
-    items = features.new_full((len(owners), max(map(len, members.values())), features.shape[1]), torch.nan)
-    for row, name in enumerate(owners):
-        items[row, : len(members[name])] = features[members[name]]
-    return items, owners
+    return items.nanmean(1)
 
 
 class OrdinalLayer(nn.Module):
@@ -95,8 +78,29 @@ class OrdinalLayer(nn.Module):
         """Where one class ends and the next begins on the score, ``[classes - 1]``, rising."""
         return torch.cat([self.first[None], self.first + F.softplus(self.gaps).cumsum(0)])
 
+    def place(self, thresholds: Tensor) -> None:
+        """Set the thresholds, which rise."""
+        with torch.no_grad():
+            self.first.copy_(thresholds[0])
+            self.gaps.copy_(torch.expm1(thresholds.diff().clamp(min=1e-3)).log())
+
     def forward(self, x: Tensor) -> Tensor:
         return self.score(x) - self.thresholds()  # type: ignore[no-any-return]
+
+
+class Units(nn.Module):
+    """From the standardised scale on which a regression is learned to the units of its targets."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, targets: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(targets))
+        self.register_buffer("std", torch.ones(targets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.std + self.mean
 
 
 class Head(BaseModel):
@@ -143,18 +147,19 @@ class Head(BaseModel):
         last = nn.Linear(width, classes)
         nn.init.normal_(last.weight, std=0.01)
         nn.init.zeros_(last.bias)
-        return nn.Sequential(*layers, last)
+        return nn.Sequential(*layers, last, *([Units(classes)] if task == "regression" else []))
 
 
-def start_from_prior(head: nn.Sequential, task: Task, frequency: Sequence[float]) -> None:
-    """Set the last bias so that an untrained head answers with the frequencies of the training set.
+def start_from_prior(head: nn.Sequential, task: Task, prior: Sequence[float] | NDArray[np.float64]) -> None:
+    """Set the last layer so that an untrained head answers with what is usual in the training set.
 
     Without it the first steps of training are spent on learning how rare a finding is.
 
     Parameters
     ----------
-    frequency : sequence of float
-        Of each class (they sum to one); of each label; for regression the mean of each target.
+    prior : sequence of float
+        Frequency of each class (they sum to one) or label; for a regression mean and deviation of each target,
+        ``[targets, 2]``.
 
     Examples
     --------
@@ -163,59 +168,35 @@ def start_from_prior(head: nn.Sequential, task: Task, frequency: Sequence[float]
     >>> [round(p, 3) for p in task_probabilities("classification")(head(torch.zeros(1, 4)))[0].tolist()]
     [0.9, 0.1]
     """
-    p = torch.tensor(list(frequency), dtype=torch.float64)
+    p = torch.as_tensor(np.asarray(prior, dtype=np.float64))
     last = head[-1]
-    if task != "regression":
-        p = p.clamp(1e-4, 1 - 1e-4)
     with torch.no_grad():
-        if isinstance(last, OrdinalLayer):
-            above = 1 - p.cumsum(0)[:-1].clamp(1e-4, 1 - 1e-4)
-            edges = -torch.logit(above)
-            last.first.copy_(edges[0])
-            last.gaps.copy_(torch.expm1(edges.diff().clamp(min=1e-3)).log())
+        if isinstance(last, Units):
+            last.mean.copy_(p[:, 0])
+            last.std.copy_(p[:, 1])
+        elif isinstance(last, OrdinalLayer):
+            above = 1 - p.clamp(1e-4, 1 - 1e-4).cumsum(0)[:-1].clamp(1e-4, 1 - 1e-4)
+            last.place(-torch.logit(above))
         elif isinstance(last, nn.Linear):
-            last.bias.copy_(p if task == "regression" else torch.logit(p) if task == "multilabel" else p.log())
+            p = p.clamp(1e-4, 1 - 1e-4)
+            last.bias.copy_(torch.logit(p) if task == "multilabel" else p.log())
 
 
-def task_loss(task: Task, *, weight: Tensor | None = None, label_smoothing: float = 0.0) -> Loss:
-    """The loss of a task, a function of logits and references, averaged over the cases.
+def prior_of(task: Task, references: NDArray[np.int64] | NDArray[np.float64], classes: int) -> NDArray[np.float64]:
+    """What :func:`start_from_prior` wants, from the references of a training part.
 
-    Parameters
-    ----------
-    task : {'classification', 'multilabel', 'ordinal', 'regression'}
-        ``classification``: one of several, cross-entropy; references ``[n]`` of int. ``multilabel``: any of several,
-        binary cross-entropy of each; references ``[n, labels]`` of 0, 1 or NaN, which is not counted.
-        ``ordinal``: classes in order, binary cross-entropy of being above each; references ``[n]`` of int.
-        ``regression``: smooth L1; references ``[n]`` or ``[n, targets]`` of float, NaN is not counted.
-    weight : Tensor or None
-        Of each class or label.
-    label_smoothing : float
-        Share of the target spread over all classes.
+    Examples
+    --------
+    >>> prior_of("regression", np.array([[1.0], [3.0], [np.nan]]), 1).tolist()
+    [[2.0, 1.0]]
     """
-
-    def classes(logits: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits, target, weight=weight, label_smoothing=label_smoothing)
-
-    def labels(logits: Tensor, target: Tensor) -> Tensor:
-        known = ~target.isnan()
-        soft = target.nan_to_num(0.0) * (1 - label_smoothing) + label_smoothing / 2
-        each = F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
-        scale = known * (1.0 if weight is None else weight)
-        return (each * scale).sum() / scale.sum().clamp(min=1e-12)
-
-    def ordinal(logits: Tensor, target: Tensor) -> Tensor:
-        above = (target[:, None] > torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
-        soft = above * (1 - label_smoothing) + label_smoothing / 2
-        each = F.binary_cross_entropy_with_logits(logits, soft, reduction="none").mean(1)
-        return each.mean() if weight is None else (each * weight[target]).sum() / weight[target].sum()
-
-    def regression(logits: Tensor, target: Tensor) -> Tensor:
-        target = target.reshape(logits.shape)
-        known = ~target.isnan()
-        each = F.smooth_l1_loss(logits, target.nan_to_num(0.0), reduction="none")
-        return (each * known).sum() / known.sum().clamp(min=1)
-
-    return {"classification": classes, "multilabel": labels, "ordinal": ordinal, "regression": regression}[task]
+    if task in BY_CLASS:
+        counts = np.bincount(references.astype(np.int64), minlength=classes)
+        return np.asarray(counts / counts.sum(), dtype=np.float64)
+    if task == "multilabel":
+        return np.asarray(np.nanmean(references, axis=0), dtype=np.float64)
+    spread = np.nanstd(references, axis=0)
+    return np.stack([np.nanmean(references, axis=0), np.where(spread > 0, spread, 1.0)], axis=1)
 
 
 def task_probabilities(task: Task) -> Callable[[Tensor], Tensor]:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import numpy as np
 from pydantic import Field
 
 from medtransfer.controls import Control
 from medtransfer.controls import controls as control_predictions
+from medtransfer.decisions import decide
+from medtransfer.enough import how_many
+from medtransfer.groups import groupings
+from medtransfer.metrics.intervals import ClusterBootstrap, plain
+from medtransfer.predictions import BY_CLASS
+from medtransfer.probes import shuffled_auroc, start_features
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
     from medtransfer.run import Run
 
+EVERY_CONTROL: tuple[Control, ...] = (
+    "covariates", "header", "geometry", "border", "corners", "histogram", "random_weights", "frozen",
+)  # fmt: skip
+FEWEST_FOR_A_CURVE = 40  # training cases
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rule = Annotated[
     str, Field(pattern=r"^(youden|(sensitivity|specificity)>=(0?\.\d+|1(\.0+)?)|cost=\d+(\.\d+)?|0?\.\d+)$")
@@ -27,8 +37,12 @@ def judge(
     calibrate: bool = False,
     bootstrap: Annotated[int, Field(ge=100)] = 2000,
     prevalences: tuple[Share, ...] = (),
-    controls: tuple[Control, ...] = ("covariates", "border", "histogram", "random_weights", "frozen"),
-    subgroups: tuple[str, ...] = ("sex", "site", "manufacturer"),
+    controls: tuple[Control, ...] = EVERY_CONTROL,
+    shuffled_labels: bool = True,
+    learning_curve: bool = True,
+    subgroups: tuple[str, ...] = ("sex", "age", "site", "manufacturer", "slice_spacing_mm"),
+    explain: bool = True,
+    robustness: bool = True,
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate a run on its test parts.
@@ -47,32 +61,71 @@ def judge(
         For which predictive values are worked out.
     controls : tuple of str
         See :func:`medtransfer.controls.controls`.
+    shuffled_labels : bool
+        Train and test the last step on shuffled labels too: :func:`medtransfer.probes.shuffled_auroc`.
+    learning_curve : bool
+        Work out how many cases would be enough, of at least 40 training cases: :func:`medtransfer.enough.how_many`.
     subgroups : tuple of str
-        Covariates by which results are also given.
+        By what results are also given: see :func:`medtransfer.groups.groupings`.
+    explain : bool
+        Show where the evidence lay in the surest errors, and check that these maps depend on what was learned.
+    robustness : bool
+        Measure again on noisier, coarser, shifted images and other contrast (:mod:`medtransfer.robustness`).
     seed : int
-        Of the resampling and the controls.
+        Of the resampling, the controls and the changes.
     """
-    from medtransfer.evaluate import calibrate as fit_calibrator
-    from medtransfer.evaluate import evaluate, threshold_by_rule
+    from medtransfer.evaluate import evaluate
+    from medtransfer.metrics.uncertainty import uncertainty
+    from medtransfer.report.explained import examine
+    from medtransfer.robustness import robustness as measure
 
-    binary = len(run.cohort.classes) == 2
-    test = run.test()
-    val = run.validation() if binary or calibrate else None
-    groups = {name: values for name in subgroups if (values := _covariate(run, name)) is not None}
-    return evaluate(
-        test,
-        threshold=threshold_by_rule(threshold, val) if binary and val is not None else None,
-        calibrator=fit_calibrator(val) if calibrate and val is not None else None,
+    chosen, calibrator = decide(run, threshold, calibrator=calibrate)
+    beside = control_predictions(run, controls, seed=seed)
+    _describe(run, shuffled=shuffled_labels, curve=learning_curve, bootstrap=bootstrap, seed=seed)
+    tested = [i for fold in run.split.folds for i in fold.test]
+    found = evaluate(
+        run.test(),
+        threshold=chosen,
+        calibrator=calibrator,
         bootstrap=bootstrap,
         seed=seed,
         prevalences=prevalences,
-        controls=control_predictions(run, controls, seed=seed),
-        subgroups=groups or None,
+        controls=beside,
+        subgroups=groupings(run.cohort, tested, subgroups, cache=run.prepared.cache) or None,
     )
+    facts: dict[str, object] = {"explanation": None, "robustness": None}
+    facts["uncertainty"] = uncertainty(
+        found.predictions,
+        ClusterBootstrap.draw(found.predictions.patient, resamples=bootstrap, seed=seed),
+        called=found.called if run.cohort.task in BY_CLASS else None,
+        threshold=found.threshold,
+        val=run.validation(),
+    ).to_json()
+    checks = found.checks
+    if explain and run.cohort.task == "classification" and not run.cohort.bags:
+        facts["explanation"], check = examine(run, found, seed=seed)
+        checks = [*checks, check]
+    if robustness and not run.cohort.bags:
+        facts["robustness"] = measure(run, bootstrap=bootstrap, seed=seed)
+    run.describe(facts)
+    return replace(found, checks=checks, record=run.record())
 
 
-def _covariate(run: Run, name: str) -> np.ndarray[tuple[int], np.dtype[np.str_]] | None:
-    """A covariate of the test cases in the order of ``run.test()``; None where it does not differ."""
-    index = [i for fold in run.split.folds for i in fold.test]
-    values = np.array([run.cohort.cases[i].covariates.get(name, "") or "unknown" for i in index], dtype=np.str_)
-    return values if len(set(values.tolist())) > 1 else None
+def _describe(run: Run, *, shuffled: bool, curve: bool, bootstrap: int, seed: int) -> None:
+    """What the run's record says beside the evaluation; what stands there already is not computed again."""
+    asked = {"bootstrap": bootstrap, "seed": seed}
+    known: dict[str, Any] = {**run.record()}
+    facts: dict[str, object] = {}
+    for name, wanted in (("shuffled_labels", shuffled), ("learning_curve", curve)):
+        stored = known.get(name)
+        done = isinstance(stored, dict) and stored.get("asked") == asked
+        few = name == "learning_curve" and len(run.split.folds[0].train) < FEWEST_FOR_A_CURVE
+        if not wanted or few or run.cohort.task != "classification":
+            facts |= {name: None} if stored else {}
+        elif not done and name == "shuffled_labels":
+            found = shuffled_auroc(run, start_features(run), bootstrap=bootstrap, seed=seed)
+            facts[name] = {**cast(dict[str, Any], plain(found.to_json())), "asked": asked}
+        elif not done:
+            facts[name] = {**how_many(run, bootstrap=bootstrap, seed=seed), "asked": asked}
+    if facts:
+        run.describe(facts)

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +18,20 @@ from torch import Tensor, nn
 from medtransfer.augment import Augment
 from medtransfer.boundary import Boundary, Views, generator_of, tail
 from medtransfer.errors import DataError, Interrupted
-from medtransfer.features import Logistic, fit_logistic, softmax
-from medtransfer.losses import class_weights, losses, mixing
+from medtransfer.heads import OrdinalLayer, prior_of, start_from_prior, task_probabilities
+from medtransfer.linear import Linear, fit_linear
+from medtransfer.losses import class_weights, criterion, losses, mixing
 from medtransfer.metrics.classification import auroc
 from medtransfer.model import Model
+from medtransfer.predictions import BY_CLASS
 from medtransfer.recipe import Recipe
 from medtransfer.run import Run, append, read_checkpoint, save_checkpoint, write, write_json
 from medtransfer.split import Fold
 from medtransfer.team import Team
-from medtransfer.training import State, Stop, average, log_loss
+from medtransfer.training import State, Stop, average
 from medtransfer.tuned import choose, faster
 
+Watch = Callable[[dict[str, Any]], None]
 _BATCH = 32  # cases at once where nothing learns
 
 
@@ -41,6 +45,8 @@ class Job:
     recipe: Recipe
     augment: Augment
     seed: int
+    watch: Watch | None = None
+    scaled: bool = False
     _boundaries: dict[int, Boundary] = field(default_factory=dict, repr=False)
 
     def fit_fold(self, number: int, fold: Fold, stop: Stop) -> None:
@@ -81,38 +87,44 @@ class Job:
         shown = sorted({0, *shown}) if solving else shown
         return [(i, v) for v in shown for i in train] + [(i, 0) for i in val]
 
-    def solve(self, fold: Fold) -> tuple[Model, Logistic]:
-        """The model with the logistic regression of a fold's training part as its head."""
+    def solve(self, fold: Fold) -> tuple[Model, Linear]:
+        """The model with a regularised linear model of a fold's training part as its head."""
         cohort, train = self.run.cohort, list(fold.train)
         boundary = self.boundary(len(self.model.stages))
         views = range(1, self.recipe.views + 1 if self.augment.active else 1)
         varied = [boundary.at(train, v)[0].cpu().numpy() for v in views]
-        found = fit_logistic(
+        found = fit_linear(
             boundary.at(train, 0)[0].cpu().numpy(),
-            cohort.labels[train],
+            cohort.references[train],
             cohort.patients[train],
             len(cohort.classes),
+            task=cohort.task,
             varied=np.stack(varied) if varied else None,
             balanced=self.recipe.class_weights > 0,
             seed=self.seed,
         )
         fitted = copy.deepcopy(self.model)
-        last = fitted.head[-1]
-        assert isinstance(last, nn.Linear)
+        last = next(m for m in fitted.head if isinstance(m, nn.Linear | OrdinalLayer))
+        weight, bias = torch.from_numpy(found.weight), torch.from_numpy(found.bias)
         with torch.no_grad():
-            last.weight.copy_(torch.from_numpy(found.weight))
-            last.bias.copy_(torch.from_numpy(found.bias))
+            if isinstance(last, OrdinalLayer):
+                last.score.weight.copy_(weight[:1])
+                last.place(-bias)
+            else:
+                last.weight.copy_(weight)
+                last.bias.copy_(bias)
         return fitted, found
 
-    def solved(self, number: int, fold: Fold, found: Logistic) -> dict[str, Any]:
-        """What the logistic regression reaches, as an entry of the history."""
-        labels, boundary = self.run.cohort.labels[list(fold.train)], self.boundary(len(self.model.stages))
+    def solved(self, number: int, fold: Fold, found: Linear) -> dict[str, Any]:
+        """What the linear model reaches, as an entry of the history."""
+        said, boundary = self.run.cohort.references[list(fold.train)], self.boundary(len(self.model.stages))
         seen = {p.name: boundary.at(list(p), 0)[0].cpu().numpy() for p in (fold.train, fold.val) if len(p)}
-        loss = log_loss(found.probability(seen[fold.train.name]), labels)
-        entry = {"fold": number, "phase": "logistic", "epoch": -1, "strength": found.strength, "train_loss": loss}
-        entry["held_out_loss"] = log_loss(found.held_out, labels)
+        loss = criterion(found.task, said, found.says(seen[fold.train.name]))
+        strength = found.strength[0] if len(found.strength) == 1 else list(found.strength)
+        entry = {"fold": number, "phase": "logistic", "epoch": -1, "strength": strength, "train_loss": loss}
+        entry["held_out_loss"] = criterion(found.task, said, found.held_out)
         if len(fold.val):
-            entry |= self.validate(found.probability(seen[fold.val.name]), fold)
+            entry |= self.validate(found.says(seen[fold.val.name]), fold)
         return entry
 
     def _write(self, number: int, fold: Fold) -> None:
@@ -121,15 +133,23 @@ class Job:
         entry = self.solved(number, fold, found)
         write(folder / "held_out.json", json.dumps(found.held_out.tolist()))
         write_json(folder / "history.json", [entry])
-        append(self.run.folder / "log.jsonl", entry)
+        self.log(entry)
         facts = {"description": self.model.description.to_json()}
         save_checkpoint(folder / "model.safetensors", fitted.state_dict(), facts)
 
+    def log(self, entry: dict[str, Any]) -> None:
+        """Write an entry down and tell whoever watches."""
+        append(self.run.folder / "log.jsonl", entry)
+        if self.watch is not None:
+            self.watch(entry)
+
     def validate(self, chances: NDArray[np.float64], fold: Fold) -> dict[str, float | None]:
         """Loss and, for two classes, area under the ROC curve of a validation part."""
-        labels = self.run.cohort.labels[list(fold.val)]
-        area = float(auroc(labels == 1, chances[:, 1])) if chances.shape[1] == 2 else None
-        return {"val_loss": log_loss(chances, labels), "val_auroc": area}
+        cohort = self.run.cohort
+        said = cohort.references[list(fold.val)]
+        two = cohort.task == "classification" and chances.shape[1] == 2
+        area = float(auroc(said == 1, chances[:, 1])) if two else None
+        return {"val_loss": criterion(cohort.task, said, chances), "val_auroc": area}
 
 
 class _Training:
@@ -139,11 +159,16 @@ class _Training:
         self.job, self.team, self.recipe, self.fold, self.stop = job, job.team, job.recipe, fold, stop
         self.number, self.folder = number, job.run.folder / f"fold-{number}"
         self.device = job.team.fabric.device
-        labels, classes = job.run.cohort.labels, len(job.run.cohort.classes)
-        self.labels = torch.from_numpy(labels).to(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=job.scaled)
+        cohort, train = job.run.cohort, list(fold.train)
+        self.task, classes = cohort.task, len(cohort.classes)
+        exact = torch.int64 if self.task in BY_CLASS else torch.float32
+        self.references = torch.from_numpy(cohort.references).to(self.device, exact)
+        self.prior = prior_of(self.task, cohort.references[train], classes)
+        self.unit = torch.tensor(self.prior[:, 1]).to(self.references) if self.task == "regression" else None
         self.weight: Tensor | None = None
-        if self.recipe.class_weights:
-            self.weight = class_weights(labels[list(fold.train)], classes, self.recipe.class_weights).to(self.device)
+        if self.recipe.class_weights and self.task in BY_CLASS:
+            self.weight = class_weights(cohort.labels[train], classes, self.recipe.class_weights).to(self.device)
 
     def go(self) -> None:
         """All epochs, from wherever the fold stands."""
@@ -152,11 +177,14 @@ class _Training:
         model = copy.deepcopy(self.job.model).to(self.device)
         if model.description.dims == 2:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        start_from_prior(model.head, self.task, self.prior)
         state = State.start(model, self.recipe, self.folder, self.job.seed)
         if self.recipe.start == "logistic" and not state.history:
             fitted, found = self.job.solve(self.fold)
             model.load_state_dict(fitted.state_dict())
             state.begin(self.job.solved(self.number, self.fold, found), write=self.team.first)
+            if self.team.first:
+                self.job.log(state.history[0])
             self.team.wait()
         several = len(self.job.run.split.folds) > 1
         bar = tqdm(
@@ -166,6 +194,8 @@ class _Training:
             unit="epoch",
             disable=None if self.job.run.progress else True,
         )
+        if state.scale:
+            self.scaler.load_state_dict(state.scale)
         self.stop.listening = True
         with bar:
             while state.go_on():
@@ -174,10 +204,11 @@ class _Training:
                 state.history.append(entry)
                 if self.team.first:
                     state.next_epoch(entry["val_loss"])
+                    state.scale = self.scaler.state_dict()
                     state.save()
                     state.tidy()
                     facts = {"seconds": round(time.monotonic() - started, 3), "learning_rate": self._rate(state)}
-                    append(self.job.run.folder / "log.jsonl", entry | facts)
+                    self.job.log(entry | facts)
                 else:
                     state.next_epoch(entry["val_loss"], write=False)
                 self.team.wait()
@@ -188,19 +219,22 @@ class _Training:
             write_json(self.folder / "history.json", state.history)
         self._conclude(state)
 
+    def _frozen(self, learning: Sequence[str]) -> int:
+        """How many stages are computed once, where these learn."""
+        if learning and (self.job.model.description.by_slice or self.job.run.cohort.bags):
+            return 0  # slices, or the images of a bag, meet only after the last stage
+        return len(self.job.model.stages) - len(learning)
+
     def _rate(self, state: State) -> float:
         return float(max(group["lr"] for group in state.optimizer.param_groups))
 
     def _epoch(self, state: State) -> dict[str, Any]:
         recipe = self.recipe
         stages = recipe.trainable(state.epoch, list(state.model.stages))
-        first = len(state.model.stages) - len(stages)
-        if stages and state.model.description.by_slice:
-            first = 0  # slices meet only after the last stage
         phase = next(p for p in recipe.phases() if p[0] <= state.epoch < p[1])
         state.enter(phase)
         choose(state.model, stages, recipe.tune, recipe.frozen_norms)
-        boundary = self.job.boundary(first)
+        boundary = self.job.boundary(self._frozen(stages))
         train = np.array(self.fold.train)
         size = recipe.batch_size * recipe.accumulate
         order = train[
@@ -230,6 +264,7 @@ class _Training:
         if not self.team.sum(float(self.stop.is_set())):
             return
         if self.team.first:
+            state.scale = self.scaler.state_dict()
             state.save()
         self.team.wait()
         raise Interrupted(
@@ -250,12 +285,14 @@ class _Training:
         for part in np.array_split(share, math.ceil(len(share) / recipe.batch_size)) if len(share) else []:
             loss = self._loss(state, boundary, part, view, generator)
             self._check(loss, part, state)
-            self.team.fabric.backward(loss.sum() / len(batch))
+            self.scaler.scale(loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach().sum())
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.team.sum_gradients(parameters)
+        self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimizer.step()
+        self.scaler.step(optimizer)  # left out where a scaled gradient is not finite
+        self.scaler.update()
         state.follow()
         state.loss_sum += self.team.sum(total)
         state.step += 1
@@ -264,15 +301,16 @@ class _Training:
         self, state: State, boundary: Boundary, part: NDArray[np.int64], view: int, generator: torch.Generator
     ) -> Tensor:
         """Loss of each case of a batch."""
-        recipe, labels = self.recipe, self.labels[torch.from_numpy(part).to(self.device)]
+        recipe, said = self.recipe, self.references[torch.from_numpy(part).to(self.device)]
         pooled, x = boundary.at(part, view)
         share, other = mixing(len(part), recipe.mixup, generator) if recipe.mixup else (1.0, torch.arange(len(part)))
         if share < 1:
             pooled, x = (share * v + (1 - share) * v[other.to(v.device)] for v in (pooled, x))
         with self.team.fabric.autocast():
             logits = tail(state.model, boundary.first, pooled, x).float()
-        each = [losses(logits, y, weight=self.weight, smoothing=recipe.label_smoothing, focal=recipe.focal)
-                for y in (labels, *([labels[other.to(labels.device)]] if share < 1 else []))]  # fmt: skip
+        each = [losses(logits, y, task=self.task, weight=self.weight, smoothing=recipe.label_smoothing,
+                       focal=recipe.focal, unit=self.unit)
+                for y in (said, *([said[other.to(said.device)]] if share < 1 else []))]  # fmt: skip
         return each[0] if share == 1 else share * each[0] + (1 - share) * each[1]
 
     def _check(self, loss: Tensor, part: NDArray[np.int64], state: State) -> None:
@@ -295,7 +333,7 @@ class _Training:
         with torch.no_grad():
             for start in range(0, len(share), _BATCH):
                 logits = tail(model, boundary.first, *boundary.at(share[start : start + _BATCH], 0))
-                parts.append(softmax(logits.double().cpu().numpy()))
+                parts.append(task_probabilities(self.task)(logits.double()).cpu().numpy())
         return self.team.gather(np.concatenate(parts), len(self.fold.val))
 
     def _conclude(self, state: State) -> None:
@@ -303,7 +341,7 @@ class _Training:
         best = state.kept[0][1]
         phase = next((p for p in self.recipe.phases() if p[0] <= best < p[1]), (-1, 0))
         stages = self.recipe.trainable(best, list(state.model.stages))
-        boundary = self.job.boundary(len(state.model.stages) - len(stages))
+        boundary = self.job.boundary(self._frozen(stages))
         chosen, loss = [best], state.best
         for _, epoch in state.kept[1:]:
             if phase[0] <= epoch < phase[1]:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from medtransfer.adapt import Native, Receipt, load, skeleton
 from medtransfer.backbones import Architecture, architecture
 from medtransfer.backbones.sources import find
+from medtransfer.backbones.tokens import laid_out
 from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
-from medtransfer.heads import Head, Task, start_from_prior
+from medtransfer.heads import Head, average
+from medtransfer.predictions import Task
 from medtransfer.stem import fold_stem
 from medtransfer.volume import Inflation, inflate
 
@@ -82,6 +84,12 @@ class Model(nn.Module):
         self.frozen_norms = True
         self.train_only(())
 
+    @property
+    def linear(self) -> bool:
+        """Whether the head is one linear layer on pooled features."""
+        d = self.description.head
+        return not d.hidden and not d.attention
+
     def train_only(self, stages: Iterable[str], *, frozen_norms: bool = True) -> Model:
         """Let these stages and the head learn, freeze the rest.
 
@@ -112,22 +120,30 @@ class Model(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Pooled features ``[n, width]`` of images ``[n, channels, ...]`` in [0, 1].
 
-        Where slices are weighed by the head's attention: ``[n, slices, width]``.
+        Bags are ``[n, channels, images, ...]``, absent images NaN. Where the head's attention weighs slices or
+        images: ``[n, slices, width]``.
         """
-        if not self.description.by_slice:
+        if not self.in_pieces(x):
             return self._pooled(x)
         slices = self.slices(x)
         flat = slices.flatten(0, 1)
+        there = ~flat.flatten(1)[:, 0].isnan()
+        flat = flat[there]
         step = len(flat) if torch.is_grad_enabled() and self.trained else _SLICES_AT_ONCE
         found = torch.cat([self._pooled(flat[i : i + step]) for i in range(0, len(flat), step)])
-        found = found.reshape(*slices.shape[:2], -1)
-        return found if self.description.head.attention > 0 else found.mean(1)
+        rows = found.new_full((len(there), found.shape[1]), torch.nan)
+        found = rows.index_copy(0, there.nonzero()[:, 0], found).reshape(*slices.shape[:2], -1)
+        return found if self.description.head.attention > 0 else average(found)
+
+    def in_pieces(self, x: Tensor) -> bool:
+        """Whether images are seen piece by piece: a volume by its slices, or the images of a bag."""
+        return self.description.by_slice or x.ndim == self.description.dims + 3
 
     def slices(self, x: Tensor) -> Tensor:
-        """Volumes ``[n, channels, slices, ...]`` as images ``[n, slices, channels, ...]``.
+        """Volumes ``[n, channels, slices, ...]`` as images ``[n, slices, channels, ...]``; the same with bags.
 
-        With ``depth='neighbours'`` the slices before and after stand beside each one as colours do: three
-        times the channels. End slices are their own neighbours.
+        Images that are not a number are absent. With ``depth='neighbours'`` the slices before and after stand
+        beside each one as colours do: three times the channels. End slices are their own neighbours.
         """
         if self.description.depth == "neighbours":
             before, after = (torch.cat(p, 2) for p in ((x[:, :, :1], x[:, :, :-1]), (x[:, :, 1:], x[:, :, -1:])))
@@ -144,15 +160,19 @@ class Model(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
                 x = self.stages[name](x)
             if name in self.description.pool_from:
-                pooled += _pool(x, self.description.pool, architecture(self.description.arch).has_token)
+                pooled.append(self.pool(x))
         return torch.cat(pooled, 1), x
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Features ``[n, width]`` of a stage's maps ``[n, channels, ...]`` (tokens of a transformer)."""
+        return torch.cat(_pool(maps, self.description.pool, architecture(self.description.arch).has_token), 1)
 
     def maps(self, x: Tensor, stage: str) -> Tensor:
         """Feature maps ``[n, width, ...]`` after a stage; tokens of a transformer are laid out as the image they cover.
 
         Volumes that are seen slice by slice give ``[n * slices, width, ...]``.
         """
-        if self.description.by_slice:
+        if self.in_pieces(x):
             x = self.slices(x).flatten(0, 1)
         shape = x.shape[2:]
         for name, module in self.stages.items():
@@ -162,8 +182,7 @@ class Model(nn.Module):
         else:
             raise WeightsError(f"there is no stage '{stage}'", got=f"stages {', '.join(self.stages)}")
         if architecture(self.description.arch).has_token:
-            patch = round((torch.Size(shape).numel() / (x.shape[2] - 1)) ** (1 / len(shape)))
-            x = x[:, :, 1:].reshape(*x.shape[:2], *(s // patch for s in shape))
+            x = laid_out(x, shape)
         return x
 
     def _learns_until(self, name: str) -> bool:
@@ -199,7 +218,6 @@ def load_model(
     classes: int = 2,
     task: Task = "classification",
     head: Head | None = None,
-    prior: tuple[float, ...] | None = None,
     arch: str | None = None,
     mean: Triple | tuple[float] | None = None,
     std: Triple | tuple[float] | None = None,
@@ -221,13 +239,11 @@ def load_model(
     dims : {2, 3}
         3 takes 2D weights into 3D (see ``depth``); 3D weights are taken as they are.
     in_channels, classes : int
-        Channels of the prepared images, classes of the cohort.
+        Channels of the prepared images; classes, labels or targets of the cohort.
     task : {'classification', 'multilabel', 'ordinal', 'regression'}
-        One of several classes; any of several labels; classes in order; numbers. See :func:`heads.task_loss`.
+        One of several classes; any of several labels; classes in order; numbers. See :func:`losses.losses`.
     head : Head or None
         The new top; None is one linear layer.
-    prior : tuple of float or None
-        Frequency of each class in the training set, from which the head starts; see :func:`heads.start_from_prior`.
     arch : str or None
         Architecture of a weights file.
     mean, std : tuple of float or None
@@ -306,10 +322,7 @@ def load_model(
             flat_until=flat_until,
             native=native,
         )
-        model = _assemble(description, network, receipt)
-        if prior is not None:
-            start_from_prior(model.head, task, prior)
-        return model
+        return _assemble(description, network, receipt)
 
 
 def rebuild(description: Description) -> Model:

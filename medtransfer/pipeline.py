@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtransfer.cohort import Cohort
-from medtransfer.config import Experiment
+from medtransfer.config import Experiment, parse, read_text, sections
 from medtransfer.errors import ConfigError, GateError, RunError
-from medtransfer.run import Run, make_folder, read_state, write
+from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
+    from medtransfer.external import Accept
+    from medtransfer.model import Model
+    from medtransfer.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,38 @@ def make_split(experiment: Experiment, cohort: Cohort) -> Split:
     return split_by_patient(cohort, **experiment.arguments("split"))
 
 
+def make_model(experiment: Experiment, cohort: Cohort) -> Model:
+    """The model of a config; task and number of classes are the cohort's where the config does not say."""
+    from medtransfer.model import load_model
+
+    asked = experiment.arguments("model")
+    told = experiment.settings["model"].model_fields_set
+    known = {"task": cohort.task, "classes": max(1, len(cohort.classes))}
+    return load_model(**(asked | {k: v for k, v in known.items() if k not in told}))
+
+
+def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
+    """The recipe of a config, or the one for n training cases and this head."""
+    from medtransfer.recipe import Recipe
+
+    if experiment.settings["recipe"] is not None:
+        return experiment.settings["recipe"]  # type: ignore[no-any-return]
+    recipe = Recipe.for_size(n, dims=experiment.settings["prepare"].dims)
+    return recipe if model.linear else recipe.with_head()
+
+
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints."""
-    from medtransfer.model import load_model
-    from medtransfer.recipe import Recipe
+    from medtransfer.dryrun import cache_sizes
+    from medtransfer.reasons import reasons
 
     cohort = load_cohort(experiment, progress=progress)
     split = make_split(experiment, cohort)
-    model = load_model(**experiment.arguments("model"))
-    recipe = experiment.settings["recipe"] or Recipe.for_size(len(split.folds[0].train))
+    model = make_model(experiment, cohort)
+    recipe = make_recipe(experiment, model, len(split.folds[0].train))
     prepare = experiment.settings["prepare"]
-    shape = prepare(cohort.cases[0].read(), where=cohort.cases[0].alias).shape
+    first = cohort.cases[0].pieces()[0]
+    shape = prepare(first.read(), where=first.alias).shape
     return {
         "cohort": repr(cohort),
         "parts": {k: len(v) for k, v in split.parts().items()},
@@ -62,6 +87,8 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
+        "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
         "out": experiment.top.out,
     }
 
@@ -76,17 +103,17 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     """
     from medtransfer.audit import audit
     from medtransfer.fit import fit
-    from medtransfer.model import load_model
-    from medtransfer.recipe import Recipe
+    from medtransfer.track import track
 
     started = time.monotonic()
     out = Path(experiment.top.out)
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     split = make_split(experiment, cohort)
-    model = load_model(**experiment.arguments("model"))
+    model = make_model(experiment, cohort)
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
-    recipe = experiment.settings["recipe"] or Recipe.for_size(len(split.folds[0].train))
+    recipe = make_recipe(experiment, model, len(split.folds[0].train))
+    tracker = track(out, **experiment.arguments("track"))
     run = fit(
         model,
         cohort,
@@ -96,7 +123,14 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         out=out,
         augment=experiment.settings["augment"],
         seed=experiment.top.seed,
+        accelerator=experiment.top.accelerator,
+        devices=experiment.top.devices,
+        nodes=experiment.top.nodes,
+        strategy=experiment.top.strategy,
+        precision=experiment.top.precision,
+        workers=experiment.top.workers,
         progress=progress,
+        watch=tracker,
     )
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
@@ -112,7 +146,10 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
             "runtime_s": known.get("total_s") or round(time.monotonic() - started, 1),
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: Run, experiment: Experiment, *, started: float = math.nan) -> Result:
@@ -123,7 +160,8 @@ def conclude(run: Run, experiment: Experiment, *, started: float = math.nan) -> 
     evaluation = judge(run, **experiment.arguments("evaluate"))
     if "total_s" not in run.record() and math.isfinite(started):
         run.describe({"total_s": (seconds := round(time.monotonic() - started, 1)), "runtime_s": seconds})
-    return Result(run, evaluation, write_report(evaluation, run.folder / "report.html"))
+    page = write_report(evaluation, run.folder / "report.html", **experiment.arguments("report"))
+    return Result(run, evaluation, page)
 
 
 def reopen(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool = True) -> tuple[Run, Experiment]:
@@ -148,6 +186,89 @@ def reopen(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool 
     return Run.open(folder, cohort, progress=progress), experiment
 
 
+def external_cohort(
+    experiment: Experiment,
+    run: Run,
+    table: str | None,
+    *,
+    root: str | None = None,
+    dicom: str | None = None,
+    labels: str | None = None,
+    progress: bool = True,
+) -> Cohort:
+    """The cohort of an external validation, its classes those of the run.
+
+    Parameters
+    ----------
+    table : path or None
+        A table of images, whose columns are called as in training; or a YAML file with a ``cohort`` section.
+    root : path or None
+        Where the table's paths start from.
+    dicom, labels : path or None
+        Instead of ``table``: a dump of scans and its table of labels, joined as in training.
+    """
+    sources = {"csv", "root", "dicom", "labels", "medmnist", "part"}
+    section: dict[str, Any] = {}
+    if table is not None and Path(table).suffix.lower() in (".yaml", ".yml"):
+        section = parse(read_text(Path(table)), Path(table).name)[0]
+        section = section.get("cohort", section)
+    elif (table is None) == (dicom is None) or (dicom is None) != (labels is None):
+        raise ConfigError(
+            "an external cohort is a table, or scans with labels", fix="--cohort T or --dicom D --labels T"
+        )
+    else:
+        key = "csv" if dicom is None else "dicom"
+        known = sections(key)["cohort"].model_fields
+        section = {k: v for k, v in experiment.raw["cohort"].items() if k in known and k not in sources}
+        section |= {"csv": table, "root": root or "."} if dicom is None else {"dicom": dicom, "labels": labels}
+    section.setdefault("classes", list(run.cohort.classes))
+    return load_cohort(experiment.with_cohort(section, name="the external cohort"), progress=progress)
+
+
+def validate(
+    folder: str | Path,
+    table: str | None,
+    *,
+    root: str | None = None,
+    dicom: str | None = None,
+    labels: str | None = None,
+    name: str | None = None,
+    recalibrate: float | None = None,
+    accept: tuple[Accept, ...] = (),
+    changes: tuple[str, ...] = (),
+    command: str = "",
+    progress: bool = True,
+) -> list[Result]:
+    """External validation of a finished run, reported in ``external-<name>`` of its folder.
+
+    Returns
+    -------
+    list of Result
+        With ``recalibrate`` a second one, of the external patients that were not recalibrated on.
+    """
+    from medtransfer.audit import audit
+    from medtransfer.external import evaluate_external, recalibrated
+    from medtransfer.report import write_report
+
+    run, experiment = reopen(folder, changes=changes, progress=progress)
+    cohort = external_cohort(experiment, run, table, root=root, dicom=dicom, labels=labels, progress=progress)
+    called = re.sub(r"[^A-Za-z0-9_-]+", "-", name or Path(str(table or dicom)).stem).strip("-") or "cohort"
+    cohort = replace(cohort, name=called)
+    findings = audit(cohort, accept=experiment.settings["audit"].accept, progress=progress)
+    findings.raise_for_errors()
+    keys = ("threshold", "calibrate", "bootstrap", "prevalences", "subgroups", "seed")
+    asked = {k: v for k, v in experiment.arguments("evaluate").items() if k in keys}
+    facts: dict[str, object] = {"audit": findings.to_record(), "command": command}
+    found = evaluate_external(run, cohort, accept=accept, facts=facts, **asked)
+    out = run.folder / f"external-{called}"
+    write_private(run.folder / "private" / f"external-{called}.csv", cohort)
+    results = [Result(run, found, write_report(found, out / "report.html"))]
+    if recalibrate is not None:
+        after = recalibrated(found, recalibrate, subgroups=asked["subgroups"], seed=asked["seed"])
+        results.append(Result(run, after, write_report(after, out / "recalibrated" / "report.html")))
+    return results
+
+
 def gate(evaluation: Evaluation, at_least: float | None) -> None:
     """Refuse an evaluation whose AUROC is lower than asked.
 
@@ -163,9 +284,10 @@ def gate(evaluation: Evaluation, at_least: float | None) -> None:
 
 
 def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool = True) -> str:
-    """CSV of class probabilities for new images, in the order given; folds are averaged.
+    """CSV of probabilities, or predicted values, for new images, in the order given; folds are averaged.
 
-    Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
+    A run on bags takes folders, each with the images of one case. Rows carry their number and a pseudonym, not the
+    file's name, which may be a patient's.
     """
     import csv
     import io
@@ -180,7 +302,9 @@ def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool =
 
     folder = Path(folder)
     state = read_state(folder)
-    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), Path(i)) for i in images]
+    several = bool(state["asked"].get("bag"))
+    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), _images(Path(i)) if several else Path(i))
+             for i in images]  # fmt: skip
     prepared = Prepared(cases, Prepare(**state["asked"]["prepare"]), progress=progress)
     checkpoints = sorted(folder.glob("fold-*/model.safetensors"))
     if state["status"] != "complete":
@@ -192,3 +316,8 @@ def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool =
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
         writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
     return text.getvalue()
+
+
+def _images(path: Path) -> tuple[Path, ...]:
+    """The images of a bag: the files of a folder, or the one file."""
+    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

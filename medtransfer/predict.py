@@ -25,13 +25,16 @@ def probabilities(
     batch_size: int = 32,
     progress: bool = False,
 ) -> NDArray[np.float64]:
-    """Class probabilities ``[n, classes]`` of these cases, in evaluation mode, computed in float32.
+    """Probabilities, or a regression's values, ``[n, classes]`` of these cases, in evaluation mode, in float32.
 
     The result does not depend on ``batch_size`` beyond rounding.
     """
     import torch
     from tqdm import tqdm
 
+    from medtransfer.heads import task_probabilities
+
+    said = task_probabilities(model.description.task)
     prepared.load(indices)
     model = model.to(device).eval()
     indices, parts = list(indices), []
@@ -39,6 +42,6 @@ def probabilities(
     with torch.inference_mode(), bar:
         for start in range(0, len(indices), batch_size):
             batch = prepared.batch(indices[start : start + batch_size]).to(device)
-            parts.append(torch.softmax(model(batch).double(), 1).cpu().numpy())
+            parts.append(said(model(batch).double()).cpu().numpy())
             bar.update(len(batch))
     return np.concatenate(parts) if parts else np.zeros((0, model.description.classes))

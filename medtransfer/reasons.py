@@ -13,6 +13,11 @@ _WHY: dict[str, tuple[str, str]] = {
         "fine-tuning starts from the solved head, so that its first steps do not distort the features",
         "2202.10054",
     ),
+    "tune": (
+        "every parameter of what learns; scale and shift alone, or low rank, where cases are very few: try them",
+        "arXiv 2003.00152, 2106.09685; 2102.05543",
+    ),
+    "lora_rank": ("only for tune: lora", "arXiv 2106.09685: small ranks suffice"),
     "unfreeze_from": (
         "early stages are general: they stay, and are computed once where images do not vary",
         "measured",
@@ -23,14 +28,27 @@ _WHY: dict[str, tuple[str, str]] = {
     "layer_decay": ("early stages are general and move least", "timm, MAE: .75"),
     "epochs": ("about 750 steps, whatever the size", "BiT-HyperRule: 500 steps for small sets"),
     "batch_size": ("what a small GPU and a CPU hold", "common practice"),
+    "accumulate": ("the batch is large enough as it is", "common practice"),
     "schedule": ("cosine after warm-up; polynomial for segmentation", "AutoGluon; nnU-Net"),
     "warmup": ("a tenth of the steps", "AutoGluon"),
     "weight_decay": ("mild, not for biases and normalisation", "AutoGluon"),
     "clip": ("one bad batch must not throw the weights far", "AutoGluon"),
     "patience": ("stop when validation no longer gets better", "common practice"),
     "average": ("the mean of the best checkpoints, if validation is not worse", "arXiv 2203.05482"),
+    "ema": ("none: the best checkpoints are averaged instead", "arXiv 2203.05482"),
     "frozen_norms": ("batches of a small set spoil the statistics", "Keras' transfer-learning guide"),
     "class_weights": ("none: they distort the probabilities; the threshold handles prevalence", "arXiv 2202.09101"),
+    "label_smoothing": ("none: it distorts the probabilities of few classes", "arXiv 1906.02629"),
+    "focal": ("none: made for thousands of easy background boxes an image", "arXiv 1708.02002"),
+    "mixup": ("none on small sets", "BiT-HyperRule: none below 20,000 images"),
+    "views": (
+        "a new view each epoch; a fixed number where frozen parts are to see each once",
+        "measured: time against loss",
+    ),
+    "cache": (
+        "what is frozen is kept as computed, so that the numbers stay those of the uncached way",
+        "exact by test",
+    ),
 }
 
 
@@ -44,7 +62,8 @@ def reasons(recipe: Recipe) -> str:
     >>> len(reasons(Recipe.for_size(5000)).splitlines()) > 10
     True
     """
-    names = ["method"] if recipe.method == "logistic" else list(_WHY)
+    solved = ("method", "class_weights", "views", "cache")  # what else there is does not concern a solved head
+    names = solved if recipe.method == "logistic" else tuple(_WHY)
     rows = [(name, str(getattr(recipe, name)), *_WHY[name]) for name in names]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
     return "\n".join(f"{n:<{max(14, first)}} {v:<{second}}  {why} [{source}]" for n, v, why, source in rows)

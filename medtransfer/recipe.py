@@ -154,6 +154,18 @@ class Recipe(BaseModel):
         few = {"batch_size": 8 if dims == 3 else 32, "epochs": epochs, "patience": max(3, epochs)}
         return part.model_copy(update=few)
 
+    def with_head(self) -> Recipe:
+        """The same for a head that no linear model fits, such as hidden layers or attention: it learns by descent.
+
+        Examples
+        --------
+        >>> Recipe.for_size(100).with_head().method, Recipe.for_size(4000).with_head().start
+        ('probe', 'random')
+        """
+        if self.method == "logistic":
+            return Recipe(method="probe", epochs=100, lr=1e-3, patience=20, weight_decay=1e-2)
+        return self.model_copy(update={"start": "random", "freeze_epochs": max(1, self.epochs // 4)})
+
     @property
     def learns(self) -> bool:
         """Whether any stage of the backbone ever learns."""

@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,11 @@ class Run:
         As in training.
     device : str
         Where prediction runs.
+
+    Attributes
+    ----------
+    kept : dict of str to ndarray
+        What was computed of all cases and is needed again.
     """
 
     folder: Path
@@ -63,11 +70,15 @@ class Run:
     prepare: Prepare
     device: str = "cpu"
     progress: bool = field(default=True, repr=False)
+    workers: int = field(default=2, repr=False)
     prepared: Prepared = field(init=False, repr=False)
+    kept: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict, init=False, repr=False)
     _models: dict[int, Model] = field(default_factory=dict, init=False, repr=False)
+    _averages: dict[int, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), progress=self.progress)
+        self.prepared = Prepared(self.cohort.cases, self.prepare, cache=Cache(), workers=self.workers,
+                                 progress=self.progress)  # fmt: skip
 
     @classmethod
     def open(cls, folder: str | Path, cohort: Cohort, *, device: str = "cpu", progress: bool = True) -> Run:
@@ -127,12 +138,13 @@ class Run:
         return Predictions(
             case=np.array([c.alias for c in cases], dtype=np.str_),
             patient=np.array([c.patient_alias for c in cases], dtype=np.str_),
-            reference=self.cohort.labels[index],
+            reference=self.cohort.references[index],
             probability=chances,
             classes=self.cohort.classes,
             fold=np.full(len(index), fold, dtype=np.int64),
             part=name,
             source=self,
+            task=self.cohort.task,
         )
 
     def validation(self) -> Predictions:
@@ -163,20 +175,61 @@ class Run:
         known = self.record() if (self.folder / "record.json").is_file() else {}
         write_json(self.folder / "record.json", known | facts)
 
-    def picture(self, case: str) -> NDArray[np.uint8] | None:
-        """The prepared image of a case by pseudonym, as the network saw it; a volume's middle axial slice."""
+    def find(self, case: str) -> tuple[int, int] | None:
+        """Index of a case by pseudonym, and the fold whose model had not seen its patient (0 for training cases)."""
         where = {alias: i for i, alias in enumerate(self.cohort.aliases)}
         if case not in where:
             return None
-        array = self.prepared.one(where[case])
+        index = where[case]
+        return index, next((k for k, fold in enumerate(self.split.folds) if index in set(fold.test)), 0)
+
+    def picture(self, case: str, at: int | None = None) -> NDArray[np.uint8] | None:
+        """The prepared image of a case by pseudonym, as the network saw it; a volume's middle slice, or another."""
+        found = self.find(case)
+        return None if found is None else self.shown(self.prepared.one(found[0]), at)
+
+    def shown(self, array: NDArray[np.float32], at: int | None = None) -> NDArray[np.uint8]:
+        """A prepared array as a picture: of a bag its first image, of a volume its middle slice, or another."""
         if array.ndim == 4:
-            array = array[:, array.shape[1] // 2]
+            array = array[:, (0 if self.prepared.most else array.shape[1] // 2) if at is None else at]
         shown = array if array.shape[0] == 3 and self.prepare.window_hu is None else array[:1]
         return (np.moveaxis(shown, 0, -1).squeeze() * 255).round().astype(np.uint8)
+
+    def heatmap(self, case: str, class_index: int) -> NDArray[np.float32] | None:
+        """Where a case by pseudonym speaks for a class more than the average training image does.
+
+        See :func:`medtransfer.explain.gradcam`; the average is that of :meth:`usual`.
+        """
+        from medtransfer.explain import average_maps, gradcam
+
+        if (found := self.find(case)) is None:
+            return None
+        index, fold = found
+        if fold not in self._averages:
+            self._averages[fold] = average_maps(self.model(fold), self.usual(fold))
+        return gradcam(self.model(fold), self.prepared.one(index), target=class_index, average=self._averages[fold])
+
+    def usual(self, fold: int, most: int | None = None) -> list[NDArray[np.float32]]:
+        """Prepared training images of a fold, evenly spaced through the cohort: at most 48, of volumes 12."""
+        most = most or (48 if self.prepare.dims == 2 else 12)
+        train = list(self.split.folds[fold].train)
+        places = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).round().astype(int))
+        return [self.prepared.one(train[i]) for i in places]
 
     def __repr__(self) -> str:
         folds = f"{len(self.split.folds)} folds" if len(self.split.folds) > 1 else "holdout"
         return f"Run({self.folder.name}: {folds}, {len(self.cohort)} cases)"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        known = self.record() if (self.folder / "record.json").is_file() else {}
+        model = known.get("model")
+        facts = {k: model.get(k) for k in ("backbone", "weights", "head")} if isinstance(model, dict) else {}
+        facts |= {"seed": known.get("seed"), "run time": f"{known['runtime_s']} s" if "runtime_s" in known else None}
+        rows = [(k, v) for k, v in facts.items() if v is not None]
+        body = "".join(f"<tr><td>{k}</td><td style='text-align:right'>{escape(str(v))}</td></tr>" for k, v in rows)
+        return f"<table><caption>{escape(repr(self))}</caption>{body}</table>{self.split._repr_html_()}"
 
 
 def make_folder(folder: Path) -> Path:
@@ -248,10 +301,14 @@ def write(path: Path, content: bytes | str, *, mode: int = 0o644) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, mode=mode)
     except OSError as error:
+        found = error.strerror or type(error).__name__
+        if error.errno == errno.ENOSPC and path.parent.is_dir():
+            free = shutil.disk_usage(path.parent).free
+            found += f": {free:,} bytes are free, {max(1, len(content) - free):,} are missing"
         raise RunError(
             f"{len(content):,} bytes cannot be written",
             where=f"{path.parent.name}/{path.name}",
-            got=error.strerror,
+            got=found,
             fix="free space or rights; what was there before is intact",
         ) from error
 
@@ -276,7 +333,7 @@ def write_private(path: Path, cohort: Cohort) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", "patient", "case_id", "patient_id", "files"])
     for case in cohort.cases:
-        files = getattr(case.image, "files", None) or ([case.image] if isinstance(case.image, Path) else [])
+        files = [f for i in case.images for f in (getattr(i, "files", None) or ([i] if isinstance(i, Path) else []))]
         row = [case.alias, case.patient_alias, case.case_id, case.patient_id]
         writer.writerow([*row, ";".join(str(f) for f in files)])
     write(path, text.getvalue(), mode=0o600)

@@ -13,9 +13,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer._allocate import allocate
+from medtransfer._allocate import allocate, parts_html
 from medtransfer.cohort import Cohort
 from medtransfer.errors import LeakageError, SplitError
+from medtransfer.predictions import BY_CLASS
 from medtransfer.pseudonym import pseudonym
 
 PARTS = ("train", "val", "test")
@@ -132,6 +133,17 @@ class Split:
             return {part.name: part for part in self.folds[0].parts()}
         return {f"fold {i + 1}": fold.test for i, fold in enumerate(self.folds)}
 
+    _repr_html_ = parts_html
+
+    def inner(self, cohort: Cohort, *, fold: int = 0, folds: int = 3, seed: int = 0) -> tuple[Cohort, Split]:
+        """The training part of a fold as a cohort, and patient-grouped folds inside it to choose by.
+
+        Nested cross-validation chooses on these, once for each outer fold, and tests on the outer fold.
+        """
+        self.check(cohort)
+        part = cohort.take(list(self.folds[fold].train))
+        return part, split_by_patient(part, folds=folds, seed=seed + 104729 * fold)
+
     def save(self, path: str | Path) -> None:
         """Write the split as JSON, whole or not at all; cases stand in it by pseudonym only."""
         folds = [{p.name: [self.aliases[i] for i in p] for p in fold.parts()} for fold in self.folds]
@@ -213,6 +225,7 @@ def split_by_patient(
     val: float = 0.15,
     test: float = 0.15,
     folds: int | None = None,
+    repeats: int = 1,
     seed: int = 0,
     official: bool = False,
 ) -> Split:
@@ -226,6 +239,9 @@ def split_by_patient(
         and ``test`` is not used.
     folds : int or None
         Number of folds, each case being tested in one; None makes a holdout.
+    repeats : int
+        How often the folds are drawn anew: each case is then tested that many times, always by a model that has not
+        seen its patient. Folds are numbered on over the repeats; the first repeat is what ``repeats=1`` gives.
     seed : int
         The same cohort and seed give the same split, whatever the order of the rows.
     official : bool
@@ -248,7 +264,7 @@ def split_by_patient(
     Patients are shuffled, ordered from the largest to the smallest, and each goes where it leaves the
     smallest squared deviation from the wanted class counts, relative to these.
     """
-    _check_fractions(val, test, folds, official)
+    _check_fractions(val, test, folds, official, repeats)
     if official:
         return _official(cohort, val, seed)
     everyone = np.arange(len(cohort))
@@ -257,17 +273,21 @@ def split_by_patient(
         wanted = [_divide(cohort, everyone, shares, seed)]
         scheme = f"holdout by patient, stratified by class: val {val:g}, test {test:g}"
         return _assemble(cohort, wanted, scheme=scheme, seed=seed)
-    tests = _divide(cohort, everyone, {f"fold {i + 1}": 1 / folds for i in range(folds)}, seed)
-    wanted = []
-    for i, held_out in enumerate(tests.values()):
-        rest = np.setdiff1d(everyone, held_out)
-        inner = _divide(cohort, rest, {"train": 1 - val, "val": val}, seed + 1000003 * (i + 1))
-        wanted.append({**inner, "test": held_out})
-    scheme = f"{folds} folds by patient, stratified by class: val {val:g} of the rest"
+    names, wanted = {f"fold {i + 1}": 1 / folds for i in range(folds)}, []
+    for repeat in range(repeats):
+        for held_out in _divide(cohort, everyone, names, seed + 7919 * repeat).values():
+            rest = np.setdiff1d(everyone, held_out)
+            inner = _divide(cohort, rest, {"train": 1 - val, "val": val}, seed + 1000003 * (len(wanted) + 1))
+            wanted.append({**inner, "test": held_out})
+    often = f"{repeats} times " if repeats > 1 else ""
+    scheme = f"{often}{folds} folds by patient, stratified by class: val {val:g} of the rest"
     return _assemble(cohort, wanted, scheme=scheme, seed=seed)
 
 
-def _check_fractions(val: float, test: float, folds: int | None, official: bool) -> None:
+def _check_fractions(val: float, test: float, folds: int | None, official: bool, repeats: int) -> None:
+    if repeats < 1 or (repeats > 1 and folds is None):
+        what = "only folds can be repeated" if repeats > 1 else "folds are drawn at least once"
+        raise SplitError(what, got=f"repeats={repeats}", fix="folds=5, repeats=3")
     if folds is not None and (folds < 2 or official):
         what = "an official split has no folds" if official else "there must be at least two folds"
         raise SplitError(what, got=f"folds={folds}", fix="leave out folds" if official else "folds=5")
@@ -296,30 +316,35 @@ def _divide(cohort: Cohort, cases: NDArray[np.int64], shares: dict[str, float], 
     names.sort(key=lambda name: "" if pseudonym("patient", name) == name else name)
     number = {name: k for k, name in enumerate(names)}
     group = np.array([number[p] for p in patients.tolist()])
-    counts = np.zeros((len(names), int(strata.max()) + 1))
-    np.add.at(counts, (group, strata[cases]), 1)
+    counts = np.zeros((len(names), strata.shape[1]))
+    np.add.at(counts, group, strata[cases])
     used = [name for name, share in shares.items() if share > 0]
     fractions = np.array([shares[name] for name in used])
-    chosen = allocate(counts, fractions, np.random.default_rng(seed), cover=bool(cohort.classes))
+    chosen = allocate(
+        counts, fractions, np.random.default_rng(seed), cover=cohort.task in BY_CLASS and bool(cohort.classes)
+    )
     if chosen is None:
         _say_what_fits(cohort, counts, used)
     owner = np.asarray(chosen)[group]
     return {name: cases[owner == used.index(name)].tolist() if name in used else [] for name in shares}
 
 
-def _strata(cohort: Cohort) -> NDArray[np.int64]:
-    """What is kept in proportion: the class, else the quarter of the target, else nothing."""
-    if cohort.classes:
-        return cohort.labels
-    targets = np.array([np.nan if c.target is None else c.target for c in cohort])
-    if np.isnan(targets).any() or len(targets) < 20:
-        return np.zeros(len(cohort), dtype=np.int64)
-    return np.searchsorted(np.quantile(targets, [0.25, 0.5, 0.75]), targets).astype(np.int64)
+def _strata(cohort: Cohort) -> NDArray[np.float64]:
+    """What is kept in proportion, a column each: classes, labels, quarters of the first target, or nothing."""
+    said = cohort.references
+    if cohort.task in BY_CLASS and cohort.classes:
+        return np.eye(len(cohort.classes))[said.astype(np.int64)]
+    if cohort.task == "multilabel" and cohort.classes:
+        return np.column_stack([np.nan_to_num(said), np.isnan(said).all(axis=1)]).astype(np.float64)
+    first = said[:, 0] if cohort.task == "regression" and cohort.classes else np.full(len(cohort), np.nan)
+    if np.isnan(first).any() or len(first) < 20:
+        return np.ones((len(cohort), 1))
+    return np.eye(4)[np.searchsorted(np.quantile(first, [0.25, 0.5, 0.75]), first)]
 
 
 def _say_what_fits(cohort: Cohort, counts: NDArray[np.float64], parts: Sequence[str]) -> None:
     having = (counts > 0).sum(axis=0)
-    names = cohort.classes or ("all cases",)
+    names = cohort.classes if cohort.task in BY_CLASS and cohort.classes else ("all cases",)
     listed = ", ".join(f"{name} {having[k]}" for k, name in enumerate(names))
     fewest = int(having.min())
     if fewest < 2:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,3 +74,29 @@ class Team:
     @property
     def _device(self) -> torch.device:
         return self.fabric.device  # type: ignore[no-any-return]
+
+
+@contextmanager
+def threads(processes: int) -> Iterator[None]:
+    """As many threads as this process may use cores, its peers on this machine counted.
+
+    Nothing is changed where ``OMP_NUM_THREADS`` says how many. A container with a share of the machine sees all its
+    cores, and more threads than the share wait for one another.
+    """
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(before, cores() // max(1, processes))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: those it is bound to, and no more than the container's share."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, period = quota.read_text(encoding="ascii").split()
+        return max(1, min(found, math.ceil(int(share) / int(period))))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return found

@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medtransfer.model import Model
@@ -21,7 +19,7 @@ from medtransfer.recipe import Recipe
 from medtransfer.run import read_checkpoint, save_checkpoint
 from medtransfer.tuned import Adapters
 
-_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history")
+_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history", "scale")
 
 
 class Stop(threading.Event):
@@ -53,6 +51,7 @@ class State:
     kept: list[tuple[float, int]] = field(default_factory=list)
     waited: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    scale: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(cls, model: Model, recipe: Recipe, folder: Path, seed: int) -> State:
@@ -204,11 +203,6 @@ def average(files: list[Path]) -> dict[str, Tensor]:
         k: torch.stack([t[k].double() for t in found]).mean(0).to(v.dtype) if v.is_floating_point() else v
         for k, v in found[0].items()
     }
-
-
-def log_loss(chances: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean negative logarithm of the probability of the reference class."""
-    return float(-np.log(np.clip(chances[np.arange(len(labels)), labels], 1e-12, None)).mean())
 
 
 @contextmanager

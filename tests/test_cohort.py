@@ -182,7 +182,7 @@ def test_masks_targets_parts_and_covariates(root: Path) -> None:
     )
     path = table(root, text)
     cohort = Cohort.from_csv(path, root=root, mask="seg", target="volume", part="fold", covariates=["scanner"])
-    assert cohort.classes == ()
+    assert (cohort.task, cohort.classes) == ("regression", ("volume",))
     assert len(cohort) == 2
     assert [c.target for c in cohort] == [3.5, 4.0]
     assert [c.part for c in cohort] == ["train", "test"]
@@ -254,8 +254,8 @@ def test_medmnist(tmp_path: Path, shape: tuple[int, ...], kind: str, rgb: bool) 
 
 
 def test_medmnist_refusals(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match="several labels"):
-        Cohort.from_medmnist(medmnist(tmp_path / "a.npz", (8, 8), labels=3))
+    with pytest.raises(CohortError, match="not those of classification"):
+        Cohort.from_medmnist(medmnist(tmp_path / "a.npz", (8, 8), labels=3), task="classification")
     pickled = np.array([{"a": 1}] * 6, dtype=object)
     with pytest.raises(CohortError, match="plain arrays"):
         Cohort.from_medmnist(medmnist(tmp_path / "b.npz", (8, 8), train_images=pickled))

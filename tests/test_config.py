@@ -57,7 +57,14 @@ def test_the_house_example_means_what_it_says():
     assert e.settings["recipe"].lr == 3e-4
     assert e.settings["prepare"].window_hu == ((-1000.0, 400.0),)
     assert e.arguments("cohort")["csv"] == "cohort.csv"
-    assert e.arguments("split") == {"val": 0.15, "test": 0.15, "folds": None, "seed": 0, "official": False}
+    assert e.arguments("split") == {
+        "val": 0.15,
+        "test": 0.15,
+        "folds": None,
+        "repeats": 1,
+        "seed": 0,
+        "official": False,
+    }
 
 
 def test_augmentation_by_modality_stands_for_its_values():
@@ -159,3 +166,11 @@ def test_keywords_keep_required_ones_required():
     def f(a: int, *, b: str = "x") -> None: ...
 
     assert keywords(f)(a=1).model_dump() == {"a": 1, "b": "x"}
+
+
+def test_addresses_of_databases_do_not_stand_in_the_shared_config():
+    secret = "mysql://user:word@host/db"
+    e = Experiment.from_text(GOOD + f"search: {{storage: '{secret}'}}\ntrack: {{mlflow: /home/doe/mlruns}}\n")
+    assert secret not in e.resolved()
+    assert "doe" not in e.resolved()
+    assert Experiment.from_text(e.resolved(private=True)).settings["search"].storage == secret

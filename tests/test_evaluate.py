@@ -89,7 +89,9 @@ def test_a_control_as_good_as_the_model_is_a_flag() -> None:
     result = evaluate(test, controls={"Metadata only": test, "Untrained weights": weak}, bootstrap=300)
     shortcut = next(c for c in result.checks if c.name == "Shortcut")
     assert shortcut.status == "serious"
-    assert next(c for c in result.checks if "Untrained" in c.name).status == "ok"
+    transfer = next(c for c in result.checks if c.name == "Did transfer help?")
+    assert transfer.status == "ok"
+    assert transfer.text.startswith("Yes: pretraining helped")
     assert result.controls[0].difference.value == 0
     with pytest.raises(MetricError, match="lacks 1 of 400"):
         evaluate(test, controls={"short": weak.take(np.arange(399))}, bootstrap=100)

@@ -15,14 +15,19 @@ ROOMS = [
     "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "reasons", "boundary", "features", "predict", "run", "training", "losses", "team", "metrics",
-    "loop", "fit", "estimators", "search",
-    "export", "controls", "evaluate", "report", "judge", "config", "pipeline", "phantom", "demo", "cli", "__main__",
+    "tuned", "recipe", "reasons", "boundary", "features", "predict", "explain", "run", "training", "losses", "linear",
+    "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
+    "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
+    "external", "config", "dryrun", "pipeline", "refine", "phantom", "demo", "cli_refine", "cli_weights", "cli",
+    "__main__",
 ]  # fmt: skip
-PRIVATE = {"_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_table1": "cohort", "_medmnist": "cohort",
-           "_join": "cohort", "_allocate": "split", "_copies": "audit", "_thorax": "phantom"}  # fmt: skip
+PRIVATE = {
+    "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
+    "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_measure": "evaluate", "_mistakes": "evaluate",
+    "_copies": "audit", "_thorax": "phantom",
+}  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
-         "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
+         "highdicom", "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
 
 
 def room(path: Path) -> str:

@@ -146,6 +146,35 @@ def test_folds_with_validation() -> None:
         _ = split.test
 
 
+def test_repeated_folds_are_drawn_anew_and_numbered_on() -> None:
+    cohort = cohort_of(np.repeat(range(40), 2).tolist(), [0, 0, 1, 1] * 20)
+    once, thrice = split_by_patient(cohort, folds=4), split_by_patient(cohort, folds=4, repeats=3)
+    assert len(thrice.folds) == 12
+    assert thrice.folds[:4] == once.folds
+    assert [f.test.fold for f in thrice.folds] == list(range(12))
+    for repeat in range(3):
+        tested = [i for fold in thrice.folds[4 * repeat : 4 * repeat + 4] for i in fold.test]
+        assert sorted(tested) == list(range(80))
+    assert len({fold.test.indices for fold in thrice.folds}) == 12
+    for fold in thrice.folds:
+        owners = [{i // 2 for i in part} for part in fold.parts()]
+        assert not owners[0] & (owners[1] | owners[2])
+        assert not owners[1] & owners[2]
+    assert "3 times 4 folds" in thrice.scheme
+
+
+def test_inner_folds_hold_only_training_cases_of_their_outer_fold() -> None:
+    cohort = cohort_of(np.repeat(range(60), 2).tolist(), [0, 0, 1, 1] * 30)
+    split = split_by_patient(cohort, folds=3)
+    for number, fold in enumerate(split.folds):
+        part, inner = split.inner(cohort, fold=number, folds=4)
+        assert set(part.aliases) == {cohort.aliases[i] for i in fold.train}
+        assert len(inner.folds) == 4
+        assert sorted(i for f in inner.folds for i in f.test) == list(range(len(part)))
+        held_out = {cohort[i].patient_id for p in (fold.val, fold.test) for i in p}
+        assert not held_out & {case.patient_id for case in part}
+
+
 def test_parts_are_plain_sequences() -> None:
     part = split_by_patient(cohort_of(list(range(20)), [0, 1] * 10)).test
     assert np.asarray(part).tolist() == list(part) == list(part.indices)
@@ -175,7 +204,16 @@ def test_what_can_be_covered_is_covered() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"val": 0.6, "test": 0.5}, {"val": -0.1}, {"test": 1.0}, {"folds": 1}, {"folds": 3, "official": True}]
+    "options",
+    [
+        {"val": 0.6, "test": 0.5},
+        {"val": -0.1},
+        {"test": 1.0},
+        {"folds": 1},
+        {"folds": 3, "official": True},
+        {"repeats": 2},
+        {"folds": 3, "repeats": 0},
+    ],
 )
 def test_impossible_options(options: dict[str, float]) -> None:
     with pytest.raises(SplitError):

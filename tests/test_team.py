@@ -42,7 +42,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_leave_byte_identical_ends():
-    done = subprocess.run([sys.executable, HERE / "stress" / "kills.py", "--kills", "6"], env=environment(),
+    done = subprocess.run([sys.executable, HERE / "stress" / "kills.py", "--runs", "4"], env=environment(),
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "0 runs ended otherwise" in done.stdout
@@ -57,3 +57,21 @@ def test_signals_are_heeded_between_steps(name):
         stop.listening = True
         os.kill(os.getpid(), getattr(signal, name))
         assert stop.is_set()
+
+
+def test_threads_are_those_that_the_container_gives(tmp_path, monkeypatch):
+    import torch
+
+    from medtransfer.team import cores, threads
+
+    quota = tmp_path / "cpu.max"
+    quota.write_text("max 100000\n")
+    whole = cores(quota)
+    assert whole == cores(tmp_path / "absent") >= 1
+    quota.write_text("150000 100000\n")
+    assert cores(quota) == min(whole, 2)  # a core and a half keep two threads busy
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    with threads(10_000):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before

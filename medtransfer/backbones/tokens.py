@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def laid_out(tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """Tokens ``[n, width, 1 + places]`` of images of this shape as the maps ``[n, width, ...]`` they cover.
+
+    Examples
+    --------
+    >>> laid_out(torch.zeros(1, 8, 1 + 6), (32, 48)).shape
+    torch.Size([1, 8, 2, 3])
+    """
+    patch = round((math.prod(shape) / (tokens.shape[2] - 1)) ** (1 / len(shape)))
+    return tokens[:, :, 1:].reshape(*tokens.shape[:2], *(s // patch for s in shape))
 
 
 class Tokens(nn.Module):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.metrics.intervals import Estimate
+from medtransfer.metrics.names import LABELS
 from medtransfer.metrics.threshold import Threshold
-from medtransfer.predictions import Predictions
+from medtransfer.predictions import BY_CLASS, Predictions
 
 IMAGE_FREE = (
     "metadata",
@@ -26,6 +28,11 @@ IMAGE_FREE = (
     "scanner",
     "no image",
 )
+QUESTIONS = {  # controls that see the image: a word of their name, what is asked, of what
+    "untrained": ("Did transfer help?", "pretraining"),
+    "scratch": ("Did transfer help?", "pretraining"),
+    "fine-tuned": ("Did fine-tuning help?", "fine-tuning"),
+}
 ENOUGH_EVENTS = 100  # external validation: Vergouwe 2005; Collins, Ogundimu & Altman 2016
 FEWEST_EVENTS = 20
 
@@ -95,6 +102,16 @@ def events_check(kinds: dict[str, int], patients: dict[str, int]) -> Check:
     return Check("Sample size", "ok", f"{found}.")
 
 
+def numbers_check(cases: dict[str, int], patients: dict[str, int]) -> Check:
+    """Whether there are enough cases to judge predicted numbers: limits of agreement want 100 (Bland 2004)."""
+    fewest = min(patients.values())
+    found = ", ".join(f"{k}: {count} cases of {patients[k]} patients" for k, count in cases.items())
+    if fewest < ENOUGH_EVENTS:
+        status = "serious" if fewest < FEWEST_EVENTS else "caution"
+        return Check("Sample size", status, f"Few patients: {found}. At least {ENOUGH_EVENTS} are advised.")
+    return Check("Sample size", "ok", f"{found}.")
+
+
 def discrimination_check(primary: Estimate, patients: int) -> Check:
     """Whether the ranking is better than chance, and not too good to be true."""
     if primary.value is None:
@@ -143,11 +160,35 @@ def control_checks(controls: list[Control]) -> list[Check]:
             )
         elif c.image_free and (c.value.low or 0) > 0.5:
             found.append(Check("Shortcut", "caution", f"{said}. The label can partly be told without the anatomy."))
+        elif question := next((q for word, q in QUESTIONS.items() if word in c.name.lower()), None):
+            found.append(_transfer_check(c, *question))
         elif not c.beaten:
             found.append(Check("Control not beaten", "caution", f"{said}. The interval includes no gain at all."))
         else:
             found.append(Check(f"Control: {c.name}", "ok", f"{said}."))
     return found
+
+
+def _transfer_check(control: Control, asked: str, subject: str) -> Check:
+    """What pretraining or fine-tuning was good for, in plain words."""
+    said = f"{control.name} reaches {control.value}; gain {control.difference}."
+    if control.beaten:
+        return Check(asked, "ok", f"Yes: {subject} helped here. {said}")
+    if control.difference.high is not None and control.difference.high < 0:
+        return Check(asked, "caution", f"No: the model does worse with it. {said}")
+    return Check(asked, "caution", f"Not shown: these cases cannot tell a gain by {subject} from none. {said}")
+
+
+def shuffle_check(shuffled: object) -> list[Check]:
+    """Whether a model of shuffled labels stays at chance, from the run's record; none where it was not asked."""
+    if not isinstance(shuffled, dict) or shuffled.get("value") is None:
+        return []
+    e = Estimate(shuffled["value"], shuffled.get("low"), shuffled.get("high"))
+    said = f"After labels were shuffled among all patients the AUROC is {e}"
+    if e.low is None or e.high is None or e.low <= 0.5 <= e.high:
+        return [Check("Shuffled labels", "ok", f"{said}: chance, as it must be.")]
+    why = "and should include 0.5. One honest run in 20 shows this; a leak shows it again with another seed"
+    return [Check("Shuffled labels", "caution", f"{said} {why}.")]
 
 
 def leak_checks(audit: object) -> list[Check]:
@@ -184,12 +225,27 @@ def calls_check(called: NDArray[np.bool_], rule: str) -> Check:
 
 
 def class_counts(test: Predictions) -> dict[str, dict[str, int]]:
-    """Cases and patients of each class."""
-    members = {name: test.reference == k for k, name in enumerate(test.classes)}
+    """Cases and patients of each class or label, or with a value of each target."""
+    if test.task in BY_CLASS:
+        members = {name: test.reference == k for k, name in enumerate(test.classes)}
+    elif test.task == "multilabel":
+        members = {name: test.reference[:, k] == 1 for k, name in enumerate(test.classes)}
+    else:
+        members = {name: ~np.isnan(test.reference[:, k]) for k, name in enumerate(test.classes)}
     return {
         name: {"cases": int(inside.sum()), "patients": len(np.unique(test.patient[inside]))}
         for name, inside in members.items()
     }
+
+
+def agreement_check(primary: Estimate, what: str) -> Check:
+    """Whether ordered classes or numbers are told better than by a model that always says the same."""
+    if primary.value is None:
+        return Check("Agreement", "serious", f"{what} is not defined: {primary.note}.")
+    if primary.low is not None and primary.low <= 0:
+        said = "the interval reaches 0, which one answer for all cases reaches too"
+        return Check("Agreement", "serious", f"{what} {primary}: {said}.")
+    return Check("Agreement", "ok", f"{what} {primary}: better than one answer for all cases.")
 
 
 def all_checks(
@@ -200,15 +256,19 @@ def all_checks(
     threshold: Threshold | None,
     controls: list[Control],
     record: dict[str, object],
+    further: Sequence[Check] = (),
 ) -> list[Check]:
-    """Every check, the most serious first."""
+    """Every check, the most serious first; ``further`` are those made elsewhere."""
     counts = class_counts(test)
     found = leak_checks(record.get("audit"))
-    found += control_checks(controls)
-    found.append(
-        events_check({k: v["cases"] for k, v in counts.items()}, {k: v["patients"] for k, v in counts.items()})
-    )
-    found.append(discrimination_check(estimates[primary], len(np.unique(test.patient))))
+    found += control_checks(controls) + shuffle_check(record.get("shuffled_labels"))
+    many = [{k: v[of] for k, v in counts.items()} for of in ("cases", "patients")]
+    found.append(numbers_check(*many) if test.task == "regression" else events_check(*many))
+    found += further
+    if test.task in ("ordinal", "regression"):
+        found.append(agreement_check(estimates[primary], LABELS[primary]))
+    else:
+        found.append(discrimination_check(estimates[primary], len(np.unique(test.patient))))
     if threshold is not None:
         now = recalibrated or estimates
         found.append(

@@ -66,6 +66,29 @@ def average_precision(positive: ArrayLike, score: ArrayLike, weight: ArrayLike |
     return _ratio((gained * precision).sum(axis=-1), true[..., -1])
 
 
+def rates_by_threshold(positive: ArrayLike, score: ArrayLike, weight: ArrayLike | None = None) -> tuple[Floats, Floats]:
+    """Sensitivity and false-positive rate at every distinct score, from calling no case to calling all.
+
+    Parameters as for :func:`auroc`.
+
+    Returns
+    -------
+    sensitivity, false_positive_rate : ndarray (..., m + 1)
+        From 0 to 1 for m distinct scores; nan where there is no case of that kind.
+
+    Examples
+    --------
+    >>> [v.tolist() for v in rates_by_threshold([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])]
+    [[0.0, 0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5, 1.0]]
+    """
+    y, s, w = _arrays(positive, score, weight)
+    true, all_ = _accumulate(y, s, w)
+    start = np.zeros((*w.shape[:-1], 1))
+    true, all_ = np.concatenate([start, true], axis=-1), np.concatenate([start, all_], axis=-1)
+    false = all_ - true
+    return _ratio(true, true[..., -1:]), _ratio(false, false[..., -1:])
+
+
 def roc_curve(positive: ArrayLike, score: ArrayLike, grid: Floats, weight: ArrayLike | None = None) -> Floats:
     """Sensitivity at given false-positive rates, by straight lines between the points of the ROC curve.
 
@@ -83,21 +106,17 @@ def roc_curve(positive: ArrayLike, score: ArrayLike, grid: Floats, weight: Array
     >>> roc_curve([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], np.array([0.0, 0.5, 1.0]))
     array([0.5, 1. , 1. ])
     """
-    y, s, w = _arrays(positive, score, weight)
-    true, all_ = _accumulate(y, s, w)
-    false = all_ - true
-    tpr, fpr = _ratio(true, true[..., -1:]), _ratio(false, false[..., -1:])
+    tpr, fpr = rates_by_threshold(positive, score, weight)
     rows_t, rows_f = tpr.reshape(-1, tpr.shape[-1]), fpr.reshape(-1, fpr.shape[-1])
     out = np.empty((len(rows_t), len(grid)))
     for i, (t, f) in enumerate(zip(rows_t, rows_f, strict=True)):
-        t, f = np.concatenate([[0.0], t]), np.concatenate([[0.0], f])
         # at a vertical step the upper end is meant: the last point not beyond the wanted rate
         at = np.searchsorted(f, grid + 1e-12, side="right") - 1
         nxt = np.minimum(at + 1, len(f) - 1)
         run = f[nxt] - f[at]
         share = np.divide(grid - f[at], run, out=np.zeros_like(grid), where=run > 0)
         out[i] = t[at] + np.clip(share, 0, 1) * (t[nxt] - t[at])
-    return out.reshape(*w.shape[:-1], len(grid))
+    return out.reshape(*tpr.shape[:-1], len(grid))
 
 
 def precision_recall_curve(
@@ -167,6 +186,7 @@ def rates(tp: Floats, fp: Floats, fn: Floats, tn: Floats) -> dict[str, Floats]:
         "npv": _ratio(tn, tn + fn),
         "lr_positive": _ratio(sensitivity, 1 - specificity),
         "lr_negative": _ratio(1 - sensitivity, specificity),
+        "diagnostic_odds_ratio": _ratio(tp * tn, fp * fn),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "mcc": _ratio(tp * tn - fp * fn, np.sqrt(margins)),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),

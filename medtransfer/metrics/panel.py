@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.metrics import calibration, classification, decision
+from medtransfer.metrics import calibration, classification, decision, partial
 from medtransfer.metrics.intervals import (
     ClusterBootstrap,
     Estimate,
@@ -23,14 +23,43 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Statistic = Callable[[Floats], dict[str, Floats]]
 
-SHARES = {"auroc", "average_precision", "fold_auroc", "macro_auroc", "accuracy", "balanced_accuracy", "f1"}
+SHARES = {
+    "auroc",
+    "average_precision",
+    "fold_auroc",
+    "macro_auroc",
+    "cumulative_auroc",
+    "micro_auroc",
+    "micro_average_precision",
+    "accuracy",
+    "balanced_accuracy",
+    "f1",
+    "partial_auroc",
+    "partial_auroc_sensitive",
+    "sensitivity_at_specificity_90",
+    "sensitivity_at_specificity_95",
+    "specificity_at_sensitivity_90",
+    "specificity_at_sensitivity_95",
+    "error",
+    "dice",
+    "iou",
+    "nsd",
+    "pooled_dice",
+    "lesion_sensitivity",
+    "sensitivity",
+    "specificity",
+}
 RATE_GRID = np.linspace(0, 1, 101)
 THRESHOLDS = np.arange(1, 100) / 100
+BOTH = (("sensitivity", "specificity"), ("specificity", "sensitivity"))
 WHY = {
     "auroc": "needs cases with and without the condition",
     "fold_auroc": "no fold has cases of both kinds",
     "average_precision": "no case has the condition",
+    "sensitivity": "no case has the condition",
+    "specificity": "every case has the condition",
     "lr_positive": "no false alarm, so it is infinite; or a kind of case is missing",
+    "diagnostic_odds_ratio": "a kind of error did not occur, so it is infinite; or a kind of case is missing",
     "lr_negative": "no case without the condition was cleared",
     "balanced_accuracy": "needs cases of every class",
     "mcc": "a row or column of the table is empty",
@@ -39,6 +68,33 @@ WHY = {
     "calibration_slope": "needs cases of both kinds whose risks overlap",
     "calibration_intercept": "needs cases of both kinds",
     "macro_auroc": "no class has cases both in it and outside it",
+    **dict.fromkeys(
+        [
+            "partial_auroc",
+            "partial_auroc_sensitive",
+            *(f"{a}_at_{b}_{level}" for a, b in BOTH for level in (90, 95)),
+        ],
+        "needs cases with and without the condition",
+    ),
+    **dict.fromkeys(["dice", "iou", "nsd", "hd95", "assd"], "neither mask of any case has the structure"),
+    "pooled_dice": "neither mask of any case has the structure",
+    "volume_bias_relative": "no case has the structure",
+    "lesion_sensitivity": "no case has a lesion",
+    "cumulative_auroc": "needs cases of two or more classes",
+    "micro_auroc": "needs labels of both kinds",
+    "micro_average_precision": "no label is positive",
+    "kappa_quadratic": "reference and call are all of one class",
+    "kappa_linear": "reference and call are all of one class",
+    "kendall_tau": "reference or call is all of one class",
+    "scaled_rps": "needs cases of two or more classes",
+    "r2": "the reference is the same in every case",
+    "pearson": "reference or prediction is the same in every case",
+    "spearman": "reference or prediction is the same in every case",
+    "ccc": "reference and prediction are the same in every case",
+    "linear_slope": "the prediction is the same in every case",
+    "linear_intercept": "the prediction is the same in every case",
+    "loa_lower": "needs two or more cases",
+    "loa_upper": "needs two or more cases",
 }
 
 
@@ -52,7 +108,7 @@ class Panel:
 
 
 def ranking(y: Bools, p: Floats, fold: Ints) -> Statistic:
-    """AUROC, average precision, both curves and, with several folds, the mean of the folds' AUROCs."""
+    """AUROC, average precision, both curves, their ends and, with several folds, the mean of the folds' AUROCs."""
     folds = [fold == k for k in np.unique(fold)]
 
     def statistic(w: Floats) -> dict[str, Floats]:
@@ -61,6 +117,7 @@ def ranking(y: Bools, p: Floats, fold: Ints) -> Statistic:
             "average_precision": classification.average_precision(y, p, w),
             "roc": classification.roc_curve(y, p, RATE_GRID, w),
             "pr": classification.precision_recall_curve(y, p, RATE_GRID, w),
+            **partial.ends_of_the_curve(y, p, w),
         }
         if len(folds) > 1:
             each = np.stack([classification.auroc(y[f], p[f], w[:, f]) for f in folds])
@@ -148,7 +205,7 @@ def measure(
     units : int
         Patients of the rarer kind, for Student's t.
     """
-    n = len(resamples.patient)
+    n, patients = len(resamples.patient), len(np.unique(resamples.patient))
     point = statistic(np.ones((1, n)))
     draws = resamples.apply(statistic) or {name: value[:0] for name, value in point.items()}
     panel = Panel(draws={name: value for name, value in draws.items() if value.ndim == 1})
@@ -161,6 +218,7 @@ def measure(
                 why=WHY.get(short, "the data do not define it"),
                 share=short in SHARES,
                 units=units,
+                patients=patients,
             )
         else:
             curve = {"x": (axes or {}).get(name, np.arange(value.shape[1])), "y": value[0]}
@@ -169,6 +227,26 @@ def measure(
                 curve["low"], curve["high"] = np.quantile(good, [0.025, 0.975], axis=0)
             panel.curves[name] = curve
     return panel
+
+
+def mean_of_defined(values: list[Floats], weight: Floats | None = None) -> Floats:
+    """Mean over a list of values (b,), of those that are defined; nan where none is.
+
+    Parameters
+    ----------
+    values : list of k arrays (b,)
+    weight : ndarray (b, k), optional
+
+    Examples
+    --------
+    >>> mean_of_defined([np.array([0.5, np.nan]), np.array([0.7, 0.9])])
+    array([0.6, 0.9])
+    """
+    each = np.stack(values, axis=1)
+    w = np.isfinite(each) * (1.0 if weight is None else weight)
+    total = w.sum(axis=1)
+    top = (w * np.where(w > 0, each, 0)).sum(axis=1)
+    return np.asarray(np.divide(top, total, out=np.full(len(each), np.nan), where=total > 0))
 
 
 def at_boundary(estimate: Estimate, y: Bools, patient: Ints) -> Estimate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,50 +10,21 @@ from markupsafe import Markup
 
 from medtransfer.metrics.decision import interventions_avoided, treat_all
 from medtransfer.metrics.intervals import Estimate
-from medtransfer.report import drawings, figures
-from medtransfer.report.checklist import checklist
+from medtransfer.report import drawings, explained, extras, figures, tables, task_figures
+from medtransfer.report.checklist import FIELDS, FIRST, checklist
+from medtransfer.report.sections import sections
+from medtransfer.report.words import Words
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
 
-NONE = "not recorded"
-DIRECTION = {  # what the reader should hope for
-    "auroc": "1 is perfect, 0.5 chance",
-    "macro_auroc": "1 is perfect, 0.5 chance",
-    "fold_auroc": "each fold ranked on its own",
-    "average_precision": "1 is perfect, the prevalence is chance",
-    "sensitivity": "share of diseased cases found",
-    "specificity": "share of healthy cases cleared",
-    "ppv": "share of alarms that are right, at this prevalence",
-    "npv": "share of all-clears that are right, at this prevalence",
-    "lr_positive": "above 10 rules in",
-    "lr_negative": "below 0.1 rules out",
-    "balanced_accuracy": "mean sensitivity of the classes",
-    "mcc": "1 is perfect, 0 chance",
-    "brier": "0 is perfect",
-    "scaled_brier": "1 is perfect, 0 no better than the prevalence",
-    "log_loss": "0 is perfect",
-    "calibration_slope": "1 is perfect, below 1 too extreme",
-    "calibration_intercept": "0 is perfect, above 0 risks too low",
-    "observed_expected": "1 is perfect, above 1 risks too low",
-    "ece": "0 is perfect; depends on the binning",
-    "f1": "depends on prevalence",
-    "accuracy": "depends on prevalence",
+TILES = {
+    "binary": ("sensitivity", "specificity", "ppv", "npv", "calibration_slope"),
+    "classification": ("balanced_accuracy", "mcc", "scaled_brier", "log_loss"),
+    "multilabel": ("macro_average_precision", "micro_auroc", "exact_match", "hamming_loss"),
+    "ordinal": ("kappa_linear", "exact_agreement", "within_one", "class_mae"),
+    "regression": ("rmse", "r2", "ccc", "bias"),
 }
-
-
-def est(value: Estimate | None) -> str:
-    """An estimate with its interval as text."""
-    return "not defined" if value is None else str(value).split(" (")[0] if value.value is None else str(value)
-
-
-def number(value: object) -> str:
-    """A count with thin spaces, or 'not recorded'."""
-    if isinstance(value, bool) or value is None or value == "":
-        return NONE if value in (None, "") else str(value)
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def percent(value: float | None) -> str:
@@ -62,56 +32,64 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
 
-def markdown(value: object) -> str:
-    """Text that stays text in Markdown: one line, no markup, no HTML."""
-    text = " ".join(str(value).split())
-    return re.sub(
-        r"([\\`*_{}\[\]()#!|~])", r"\\\1", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    )
-
-
-def content(result: Evaluation, *, drawn: bool = True) -> dict[str, Any]:
-    """All that the templates need, by name."""
+def content(result: Evaluation, w: Words, *, drawn: bool = True) -> dict[str, Any]:
+    """All that the templates need, by name; without figures and pictures where they are not ``drawn``."""
     from medtransfer import __version__
     from medtransfer.metrics.names import LABELS
 
     record: dict[str, Any] = dict(result.record)
-    binary = result.threshold is not None
+    task = tables.task_of(result)
+    binary = task == "classification" and result.threshold is not None
     author = {k: str(v) for k, v in _mapping(record.get("author")).items() if v}
-    serious = sum(c.status == "serious" for c in result.checks)
-    return {
+    by_class = task in ("classification", "ordinal")
+    evidence = explained.content(result, w) if drawn and by_class else {}
+    shown = tables.gallery(result, w) if drawn and not by_class else []
+    pictured = [s.case for s in shown] or [x["shown"].case for x in evidence.get("errors", [])]
+    view: dict[str, Any] = {
         "result": result,
+        "w": w,
         "e": result.estimates,
         "labels": LABELS,
-        "direction": DIRECTION,
+        "task": task,
         "binary": binary,
         "primary": result.estimates[result.primary],
-        "primary_label": LABELS[result.primary],
+        "tiles": [k for k in TILES["binary" if binary else task] if k in result.estimates],
+        "overall": [k for k, _ in tables.ordered(result.estimates)],
         "classes": result.predictions.classes,
-        "title": str(record.get("title") or "Evaluation report"),
+        "title": str(record.get("title") or w.plain("page.title")),
         "synthetic": bool(record.get("synthetic")),
         "record": record,
+        "none_word": w.plain("word.not_recorded"),
         "author": author,
+        "author_keys": list(FIRST),
+        "author_more": [k for k in FIELDS if k not in FIRST],
         "model": _mapping(record.get("model")),
-        "receipt": _receipt(_mapping(_mapping(record.get("model")).get("receipt"))),
-        "recipe": _flat(_mapping(record.get("recipe"))),
+        "receipt": _receipt(_mapping(_mapping(record.get("model")).get("receipt")), w),
+        "recipe": _flat(_mapping(record.get("recipe")), w),
         "table1": _mapping(record.get("table1")),
         "audit": _mapping(record.get("audit")),
         "environment": _mapping(record.get("environment")),
         "hashes": _mapping(record.get("hashes")),
         "version": str(record.get("version") or __version__),
-        "serious": serious,
-        "cautions": sum(c.status == "caution" for c in result.checks),
-        "verdict": _verdict(result, serious),
-        "thresholds": _thresholds(result),
+        "verdict": _verdict(result, task, w),
+        "thresholds": _thresholds(result, w),
         "natural": natural(result) if binary else None,
-        "checklist": checklist(result, author),
-        "errors": _gallery(result) if drawn else [],
+        "errors": shown,
+        "explained": evidence,
+        "cases": tables.cases(result, pictured, w) if drawn else None,
+        "per_label": tables.per_label(result),
+        "targets": tables.targets(result, w) if drawn and task == "regression" else [],
+        "uncertainty": extras.uncertainty(result),
+        "enough": extras.enough(result),
+        "segmentation": extras.segmentation(result),
         "decisions": _decisions(result) if binary else [],
-        "points": _points(result) if binary and drawn else Markup("null"),
-        "fig": _figures(result, record, binary) if drawn else {},
-        "methods": _methods(result),
+        "points": _points(result, w) if binary and drawn else Markup("null"),
+        "methods": w.methods([e for row in (result.estimates, *result.per_class.values()) for e in row.values()]),
     }
+    view["sections"] = sections(view)
+    view["checklist"] = checklist(result, author, {s.id for s in view["sections"]})
+    view["fig"] = _figures(result, view, w) if drawn else {}
+    return view
 
 
 def natural(result: Evaluation) -> dict[str, int] | None:
@@ -132,22 +110,23 @@ def natural(result: Evaluation) -> dict[str, int] | None:
     }
 
 
-def _verdict(result: Evaluation, serious: int) -> str:
-    primary = result.estimates[result.primary]
-    if primary.value is None:
-        return "These data do not define how well the model discriminates."
-    if serious:
-        return "Read the red flags before the numbers: at least one finding puts the result in doubt."
-    if any(c.status == "caution" for c in result.checks):
-        return "The model separates the classes better than chance; the cautions below limit what follows from that."
-    return "The model separates the classes better than chance, and no check that was made speaks against the result."
+def _verdict(result: Evaluation, task: str, w: Words) -> str:
+    if result.estimates[result.primary].value is None:
+        return w.plain("verdict.undefined")
+    if any(c.status == "serious" for c in result.checks):
+        return w.plain("verdict.serious")
+    kind = "agrees" if task in ("ordinal", "regression") else "ranks"
+    status = "caution" if any(c.status == "caution" for c in result.checks) else "good"
+    return w.plain(f"verdict.{status}_{kind}")
 
 
-def _thresholds(result: Evaluation) -> str:
+def _thresholds(result: Evaluation, w: Words) -> str:
     if result.threshold is None:
-        return "the most probable class"
+        return w.plain("word.most_probable")
     values = [v for _, v in sorted(result.threshold.by_fold.items())]
-    return f"{values[0]:.3f}" if len(set(values)) == 1 else ", ".join(f"{v:.3f}" for v in values) + " (one a fold)"
+    if len(set(values)) == 1:
+        return f"{values[0]:.3f}"
+    return w.plain("word.one_a_fold", values=", ".join(f"{v:.3f}" for v in values))
 
 
 def _decisions(result: Evaluation) -> list[dict[str, Any]]:
@@ -169,115 +148,110 @@ def _decisions(result: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def _points(result: Evaluation) -> Markup:
-    """The 2×2 table at up to 200 thresholds, for the slider."""
+def _points(result: Evaluation, w: Words) -> Markup:
+    """The 2×2 table at up to 200 thresholds, for the slider, and its words."""
     y, p = result.predictions.reference == 1, result.predictions.positive
     cuts = np.unique(np.quantile(p, np.linspace(0, 1, 200)).round(4))
     values = sorted(set(result.threshold.by_fold.values())) if result.threshold else []
     own = float(np.median(values)) if values else 0.5
     cuts = np.unique(np.append(cuts, own))
     rows = [[round(float(t), 4), *(int((m & (p >= t)).sum()) for m in (y, ~y))] for t in cuts]
+    names = ("diseased", "found", "missed", "alarms", "cleared")
     data = {
         "rows": rows,
         "positive": int(y.sum()),
         "negative": int((~y).sum()),
         "start": int(np.searchsorted(cuts, own)),
+        "words": {
+            "none": w.plain("word.not_defined"),
+            "sentence": w.plain("slider.sentence", **{n: f"{{{n}}}" for n in names}),
+        },
     }
-    return Markup(json.dumps(data).replace("<", "\\u003c"))  # noqa: S704  numbers only
+    return Markup(json.dumps(data).replace("<", "\\u003c"))  # noqa: S704  numbers and our own words
 
 
-def _gallery(result: Evaluation) -> list[dict[str, Any]]:
-    source = result.predictions.source
-    shown = []
-    for mistake in result.most_confident_errors(6 if len(result.predictions.classes) < 4 else 3)[:18]:
-        image = source.picture(mistake.case) if source is not None else None
-        shown.append({"mistake": mistake, "image": drawings.png(image) if image is not None else None})
-    return shown
-
-
-def _figures(result: Evaluation, record: dict[str, Any], binary: bool) -> dict[str, Markup]:
-    from medtransfer.metrics.names import LABELS
-
-    e = result.estimates
-    found: dict[str, str] = {}
-    if binary:
-        if e["auroc"]:
-            found |= {"roc": figures.roc(result), "pr": figures.precision_recall(result)}
-        found["risks"] = figures.risks(result)
-        if np.isfinite(result.curves["reliability"]["y"]).all():
-            found["reliability"] = figures.reliability(result)
-        found["decision"] = figures.decision_curve(result)
-        facts = natural(result)
-        if facts:
-            found["hundred"] = drawings.hundred(facts["found"], facts["missed"], facts["alarms"])
-    else:
-        rows = [(name, row["auroc"]) for name, row in result.per_class.items()]
-        rows = [("Macro average", e["macro_auroc"]), *rows]
-        found["forest"] = figures.forest("forest", "AUROC of each class", rows, "AUROC, one versus rest", zero=0.5)
-        found["classes"] = figures.class_curves(result)
-        found["confusion"] = figures.confusion(result)
-    if result.controls:
-        values = [("This model", e[result.primary]), *((c.name, c.value) for c in result.controls)]
-        found["controls"] = figures.forest(
-            "controls", "AUROC of model and controls", values, LABELS[result.primary], zero=0.5
-        )
-        gains = [(f"minus {c.name}", c.difference) for c in result.controls]
-        found["gains"] = figures.forest("gains", "Gain over each control", gains, "Difference in AUROC", zero=0)
-    if any(s.auroc for s in result.subgroups):
-        rows = [("All cases", e["auroc"])] + [
-            (f"{s.grouping}: {s.level}", s.auroc) for s in result.subgroups if s.auroc
-        ]
-        found["subgroups"] = figures.forest("subgroups", "AUROC by subgroup", rows, "AUROC")
+def _figures(result: Evaluation, view: dict[str, Any], w: Words) -> dict[str, Markup]:
+    task, record, found = view["task"], view["record"], dict[str, str | None]()
+    if view["binary"]:
+        found |= _two_classes(result, view["natural"], w)
+    elif task == "multilabel":
+        found |= {"forest": _forest(result, "auroc", "macro_auroc", w)}
+        found |= {"forest_ap": _forest(result, "average_precision", "macro_average_precision", w)}
+        found |= {"classes": task_figures.label_curves(result, w), "together": task_figures.together(result, w)}
+    elif task == "ordinal":
+        found |= {"confusion": figures.confusion(result, w), "distance": task_figures.distance(result, w)}
+        found |= {"cumulative": task_figures.cumulative(result, w)}
+    elif task == "classification":
+        found |= {"forest": _forest(result, "auroc", "macro_auroc", w)}
+        found |= {"classes": figures.class_curves(result, w), "confusion": figures.confusion(result, w)}
+    found |= _comparisons(result, w)
     history = [row for row in record.get("history") or [] if isinstance(row, dict)]
     if len({row.get("epoch") for row in history}) > 1:
-        found["learning"] = figures.learning(history)
+        found["learning"] = figures.learning(history, w)
     steps = [s for s in record.get("flow") or [] if isinstance(s, list | tuple) and len(s) >= 2]
     if steps:
-        found["flow"] = drawings.flow(steps)
-    return {name: Markup(svg) for name, svg in found.items()}  # noqa: S704  drawn by us, texts escaped
+        found["flow"] = drawings.flow(steps, w)
+    if view["uncertainty"] and view["uncertainty"]["curve"]:
+        found["coverage"] = extras.coverage_figure(view["uncertainty"]["curve"], w)
+    if view["enough"]:
+        found["enough"] = extras.enough_figure(view["enough"], w)
+    if view["segmentation"]:
+        found["strips"] = extras.strips_figure(view["segmentation"], w)
+        found["volumes"] = extras.volumes_figure(view["segmentation"], w)
+    return {name: Markup(svg) for name, svg in found.items() if svg}  # noqa: S704  drawn by us, texts escaped
 
 
-def _receipt(receipt: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
-    words = {
-        "loaded": "loaded as they are",
-        "reshaped": "reshaped to fit",
-        "new": "new, untrained at the start",
-        "unused": "in the file, not used",
-    }
+def _two_classes(result: Evaluation, facts: dict[str, int] | None, w: Words) -> dict[str, str | None]:
+    found: dict[str, str | None] = {"risks": figures.risks(result, w), "decision": figures.decision_curve(result, w)}
+    if result.estimates["auroc"]:
+        found |= {"roc": figures.roc(result, w), "pr": figures.precision_recall(result, w)}
+    if np.isfinite(result.curves["reliability"]["y"]).all():
+        found["reliability"] = figures.reliability(result, w)
+    if facts:
+        found["hundred"] = drawings.hundred(facts["found"], facts["missed"], facts["alarms"], w)
+    return found
+
+
+def _forest(result: Evaluation, each: str, mean: str, w: Words) -> str:
+    rows = [(name, row[each]) for name, row in result.per_class.items() if each in row]
+    if mean in result.estimates:
+        rows = [(w.plain("figure.macro"), result.estimates[mean]), *rows]
+    alt = w.plain("alt.forest", measure=w.label(each))
+    zero = 0.5 if each == "auroc" else None
+    return figures.forest("forest" if zero else "forest-ap", alt, rows, w.label(each), w, zero=zero)
+
+
+def _comparisons(result: Evaluation, w: Words) -> dict[str, str | None]:
+    e, found = result.estimates, dict[str, str | None]()
+    label = w.label(result.primary)
+    zero = 0.5 if result.primary.endswith("auroc") else None
+    if result.controls:
+        values = [(w.plain("figure.this"), e[result.primary]), *((c.name, c.value) for c in result.controls)]
+        found["controls"] = figures.forest("controls", w.plain("alt.controls"), values, label, w, zero=zero)
+        gains = [(w.plain("figure.minus", name=c.name), c.difference) for c in result.controls]
+        of = w.plain("figure.difference_in", measure=label)
+        found["gains"] = figures.forest("gains", w.plain("alt.gains"), gains, of, w, zero=0)
+    if any(s.auroc for s in result.subgroups):
+        rows = [(w.plain("figure.everyone"), e[result.primary])]
+        rows += [(f"{s.grouping}: {s.level}", s.auroc) for s in result.subgroups if s.auroc]
+        found["subgroups"] = figures.forest("subgroups", w.plain("alt.subgroups"), rows, label, w)
+    return found
+
+
+def _receipt(receipt: dict[str, Any], w: Words) -> list[tuple[str, str, list[str]]]:
     rows = []
-    for key, text in words.items():
+    for key in ("loaded", "reshaped", "new", "unused"):
         value = receipt.get(key)
         if value is not None:
             names = [str(v) for v in value] if isinstance(value, list | tuple) else []
-            rows.append((text, number(len(names) if isinstance(value, list | tuple) else value), names))
+            count = len(names) if isinstance(value, list | tuple) else value
+            rows.append((w.plain(f"receipt.{key}"), w.number(count), names))
     return rows
-
-
-def method(estimate: Estimate) -> str:
-    """How an interval was made, in a word or two."""
-    text = estimate.method
-    if text.startswith("patient-cluster bootstrap"):
-        return "bootstrap, log-odds" if "log-odds" in text else "bootstrap, percentile"
-    return "Wilson, clusters" if "effective" in text else text.split("'")[0] or "none"
-
-
-def _methods(result: Evaluation) -> list[str]:
-    found = {method(e) for row in (result.estimates, *result.per_class.values()) for e in row.values() if e.method}
-    words = {
-        "bootstrap, log-odds": "bootstrap, log-odds: patients drawn anew with all their cases, Student's t standard "
-        "errors to each side on the log-odds scale",
-        "bootstrap, percentile": "bootstrap, percentile: patients drawn anew with all their cases, 2.5th to 97.5th "
-        "percentile",
-        "Wilson": "Wilson: score interval, one case a patient",
-        "Wilson, clusters": "Wilson, clusters: score interval at the effective sample size, several cases a patient",
-        "Newcombe": "Newcombe: method 5 on patients, where the classes separate fully",
-    }
-    return [words.get(name, name) for name in sorted(found)]
 
 
 def _mapping(value: object) -> dict[str, Any]:
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
 
 
-def _flat(value: dict[str, Any]) -> dict[str, str]:
-    return {k: number(v) if not isinstance(v, dict | list) else json.dumps(v) for k, v in value.items()}
+def _flat(value: dict[str, Any], w: Words) -> dict[str, str]:
+    return {k: w.number(v) if not isinstance(v, dict | list) else json.dumps(v) for k, v in value.items()}

@@ -13,8 +13,10 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from medtransfer.report.words import Words
 
-def flow(steps: Sequence[Any]) -> Markup:
+
+def flow(steps: Sequence[Any], w: Words) -> Markup:
     """Participant flow: one box a step, what was left out beside it.
 
     Parameters
@@ -48,12 +50,12 @@ def flow(steps: Sequence[Any]) -> Markup:
         '<defs><marker id="flow-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
         'orient="auto"><path class="tip" d="M0 0L8 4L0 8z"/></marker></defs>'
     )
-    alt = escape("Participant flow: " + "; ".join(f"{s[0]}: {s[1]}" for s in steps))
+    alt = escape(w.plain("alt.flow") + ": " + "; ".join(f"{s[0]}: {s[1]}" for s in steps))
     head = f'<svg class="flow" viewBox="0 0 680 {y + 10}" role="img" aria-label="{alt}">'
     return Markup(head + tip + "".join(parts) + "</svg>")  # noqa: S704  every text inside was escaped
 
 
-def hundred(found: int, missed: int, false_alarms: int) -> Markup:
+def hundred(found: int, missed: int, false_alarms: int, w: Words) -> Markup:
     """One hundred cases as dots: found, missed, false alarms, rightly cleared."""
     kinds = ["found"] * found + ["missed"] * missed + ["alarm"] * false_alarms
     kinds += ["clear"] * (100 - len(kinds))
@@ -62,7 +64,8 @@ def hundred(found: int, missed: int, false_alarms: int) -> Markup:
         for i, kind in enumerate(kinds[:100])
     )
     cleared = 100 - found - missed - false_alarms
-    alt = f"Of 100 cases {found} found, {missed} missed, {false_alarms} false alarms, {cleared} rightly cleared"
+    counts = {"found": found, "missed": missed, "alarms": false_alarms, "cleared": cleared}
+    alt = escape(w.plain("slider.sentence", diseased=found + missed, **counts))
     return Markup(f'<svg class="hundred" viewBox="0 0 442 112" role="img" aria-label="{alt}">{dots}</svg>')  # noqa: S704
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medtransfer.metrics.calibration import reliability_bins
 from medtransfer.metrics.intervals import Estimate, wilson
+from medtransfer.report.words import Words
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
@@ -95,52 +96,70 @@ def draw(
     return svg.replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace("xlink:href", "href")
 
 
-def _short(text: str, width: int = 28) -> str:
+def short(text: str, width: int = 28) -> str:
+    """A text in one line, cut to its width."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _band(ax: Any, curve: dict[str, Floats], colour: str, label: str, **line: Any) -> None:
+def band(ax: Any, curve: dict[str, Floats], colour: str, label: str, **line: Any) -> None:
+    """A curve of an evaluation with its 95 % band."""
     ax.plot(curve["x"], curve["y"], color=colour, label=label, **line)
     if "low" in curve:
         ax.fill_between(curve["x"], curve["low"], curve["high"], color=colour, alpha=0.16, linewidth=0)
 
 
-def roc(result: Evaluation) -> str:
+def roc(result: Evaluation, w: Words) -> str:
     """ROC curve with its band and the operating point."""
 
     def plot(ax: Any) -> None:
-        ax.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label="Chance")
-        _band(ax, result.curves["roc"], MODEL, f"Model, AUROC {result.estimates['auroc']}")
+        ax.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=w.plain("figure.chance"))
+        band(
+            ax,
+            result.curves["roc"],
+            MODEL,
+            f"{w.plain('figure.model')}, {w.label('auroc')} {w.estimate(result.estimates['auroc'])}",
+        )
         se, sp = result.estimates["sensitivity"].value, result.estimates["specificity"].value
         if se is not None and sp is not None:
-            ax.plot([1 - sp], [se], "o", color=EVENT, markersize=9, label="Operating point", zorder=5)
-        ax.set(
-            xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02)
-        )
+            ax.plot([1 - sp], [se], "o", color=EVENT, markersize=9, label=w.plain("figure.point"), zorder=5)
+        ax.set(xlabel=w.plain("figure.fpr"), ylabel=w.label("sensitivity"), xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
         ax.legend(loc="lower right")
 
-    return draw("roc", f"ROC curve; AUROC {result.estimates['auroc']}", plot)
+    return draw("roc", w.plain("alt.roc", value=w.estimate(result.estimates["auroc"])), plot)
 
 
-def precision_recall(result: Evaluation) -> str:
+def precision_recall(result: Evaluation, w: Words) -> str:
     """Precision–recall curve with its band."""
     share = float((result.predictions.reference == 1).mean())
 
     def plot(ax: Any) -> None:
-        ax.axhline(share, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=f"Chance: prevalence {share:.2f}")
+        ax.axhline(
+            share,
+            color=MUTED,
+            linestyle=(0, (4, 3)),
+            linewidth=1,
+            label=w.plain("figure.chance_at", share=f"{share:.2f}"),
+        )
         curve = {k: v[1:] for k, v in result.curves["pr"].items()}
-        _band(ax, curve, MODEL, f"Model, AP {result.estimates['average_precision']}")
+        band(
+            ax,
+            curve,
+            MODEL,
+            f"{w.plain('figure.model')}, {w.plain('figure.ap')} {w.estimate(result.estimates['average_precision'])}",
+        )
         se, ppv = result.estimates["sensitivity"].value, result.estimates["ppv"].value
         if se is not None and ppv is not None:
-            ax.plot([se], [ppv], "o", color=EVENT, markersize=9, label="Operating point", zorder=5)
-        ax.set(xlabel="Recall (sensitivity)", ylabel="Precision (PPV)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+            ax.plot([se], [ppv], "o", color=EVENT, markersize=9, label=w.plain("figure.point"), zorder=5)
+        ax.set(
+            xlabel=w.plain("figure.recall"), ylabel=w.plain("figure.precision"), xlim=(-0.01, 1.01), ylim=(-0.01, 1.02)
+        )
         ax.legend(loc="lower left")
 
-    return draw("pr", f"Precision-recall curve; average precision {result.estimates['average_precision']}", plot)
+    return draw("pr", w.plain("alt.pr", value=w.estimate(result.estimates["average_precision"])), plot)
 
 
-def risks(result: Evaluation) -> str:
+def risks(result: Evaluation, w: Words) -> str:
     """Histograms of the predicted risk, one row an outcome."""
     y, p = result.predictions.reference == 1, result.predictions.positive
     bins = np.linspace(0, 1, 31)
@@ -148,81 +167,106 @@ def risks(result: Evaluation) -> str:
     def plot(ax: Any) -> None:
         no, yes = np.histogram(p[~y], bins)[0], np.histogram(p[y], bins)[0]
         middle, width = (bins[:-1] + bins[1:]) / 2, bins[1] - bins[0]
-        ax.bar(middle, yes, width * 0.9, color=EVENT, label=f"{_short(result.predictions.classes[1])} (up)")
-        ax.bar(middle, -no, width * 0.9, color=MODEL, label=f"{_short(result.predictions.classes[0])} (down)")
+        ax.bar(
+            middle, yes, width * 0.9, color=EVENT, label=w.plain("figure.up", name=short(result.predictions.classes[1]))
+        )
+        ax.bar(
+            middle,
+            -no,
+            width * 0.9,
+            color=MODEL,
+            label=w.plain("figure.down", name=short(result.predictions.classes[0])),
+        )
         ax.axhline(0, color=INK, linewidth=0.8)
         cuts = sorted(set(result.threshold.by_fold.values())) if result.threshold else []
         for i, cut in enumerate(cuts):
-            ax.axvline(cut, color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label="" if i else "Threshold")
+            ax.axvline(
+                cut, color=INK, linewidth=1.2, linestyle=(0, (2, 2)), label="" if i else w.plain("figure.threshold")
+            )
         ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-        ax.set(xlabel="Predicted probability", ylabel="Cases", xlim=(0, 1))
+        ax.set(xlabel=w.plain("figure.probability"), ylabel=w.plain("word.cases"), xlim=(0, 1))
         ax.legend(loc="best")
 
-    return draw("risks", "Histogram of predicted probabilities by outcome", plot)
+    return draw("risks", w.plain("alt.risks"), plot)
 
 
-def reliability(result: Evaluation) -> str:
+def reliability(result: Evaluation, w: Words) -> str:
     """Calibration curve with its band, grouped observations with Wilson intervals, and after recalibration."""
     y, p = result.predictions.reference == 1, result.predictions.positive
 
     def plot(ax: Any) -> None:
-        ax.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label="Perfect")
-        _band(ax, result.curves["reliability"], MODEL, "As predicted")
+        ax.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=w.plain("figure.perfect"))
+        band(ax, result.curves["reliability"], MODEL, w.plain("calibration.before"))
         if "reliability_recalibrated" in result.curves:
-            _band(ax, result.curves["reliability_recalibrated"], THIRD, "After recalibration", linestyle="--")
+            band(ax, result.curves["reliability_recalibrated"], THIRD, w.plain("calibration.after"), linestyle="--")
         groups = reliability_bins(y, p)
         centre, share = [float(p[g].mean()) for g in groups], [float(y[g].mean()) for g in groups]
         ends = [wilson(float(y[g].sum()), len(g)) for g in groups]
         ax.vlines(centre, [e[0] for e in ends], [e[1] for e in ends], color=MUTED, linewidth=1)
-        ax.plot(centre, share, "o", color=MODEL, markersize=5, label="Groups of equal size")
-        ax.set(xlabel="Predicted probability", ylabel="Observed share", xlim=(0, 1), ylim=(-0.01, 1.01))
+        ax.plot(centre, share, "o", color=MODEL, markersize=5, label=w.plain("figure.groups"))
+        ax.set(xlabel=w.plain("figure.probability"), ylabel=w.plain("figure.observed"), xlim=(0, 1), ylim=(-0.01, 1.01))
         ax.legend(loc="upper left")
 
-    return draw("reliability", "Calibration curve: observed share against predicted probability", plot)
+    return draw("reliability", w.plain("alt.reliability"), plot)
 
 
-def decision_curve(result: Evaluation) -> str:
+def decision_curve(result: Evaluation, w: Words) -> str:
     """Net benefit of the model, of treating all and of treating none."""
     share = float((result.predictions.reference == 1).mean())
     curve = result.curves["net_benefit"]
 
     def plot(ax: Any) -> None:
         x = curve["x"]
-        ax.axhline(0, color=INK, linewidth=1, label="Treat none")
-        ax.plot(x, share - (1 - share) * x / (1 - x), color=EVENT, linewidth=1.5, linestyle="-.", label="Treat all")
-        _band(ax, curve, MODEL, "Model")
+        ax.axhline(0, color=INK, linewidth=1, label=w.plain("figure.none"))
+        ax.plot(
+            x,
+            share - (1 - share) * x / (1 - x),
+            color=EVENT,
+            linewidth=1.5,
+            linestyle="-.",
+            label=w.plain("figure.all"),
+        )
+        band(ax, curve, MODEL, w.plain("figure.model"))
         if "net_benefit_recalibrated" in result.curves:
             after = result.curves["net_benefit_recalibrated"]
-            ax.plot(x, after["y"], color=THIRD, linestyle="--", label="Model, recalibrated")
+            ax.plot(x, after["y"], color=THIRD, linestyle="--", label=w.plain("figure.recalibrated"))
         ax.set(
-            xlabel="Threshold probability",
-            ylabel="Net benefit",
+            xlabel=w.plain("decision.threshold"),
+            ylabel=w.plain("figure.benefit"),
             xlim=(0, 1),
             ylim=(-0.3 * share - 0.01, share * 1.1 + 0.01),
         )
         ax.legend(loc="upper right")
 
-    return draw("decision", "Decision curve: net benefit over threshold probabilities", plot, width=8.0, height=3.8)
+    return draw("decision", w.plain("alt.decision"), plot, width=8.0, height=3.8)
 
 
-def forest(name: str, alt: str, rows: Sequence[tuple[str, Estimate]], label: str, *, zero: float | None = None) -> str:
+def forest(
+    name: str, alt: str, rows: Sequence[tuple[str, Estimate]], label: str, w: Words, *, zero: float | None = None
+) -> str:
     """Estimates with intervals, one a row; ``zero`` draws the line of no effect."""
 
     def plot(ax: Any) -> None:
         for i, (_, e) in enumerate(reversed(rows)):
             if e.value is None:
                 ax.text(
-                    0.02, i, "not defined", transform=ax.get_yaxis_transform(), va="center", color=MUTED, fontsize=9
+                    0.02,
+                    i,
+                    w.plain("word.not_defined"),
+                    transform=ax.get_yaxis_transform(),
+                    va="center",
+                    color=MUTED,
+                    fontsize=9,
                 )
                 continue
             colour = MODEL if i == len(rows) - 1 and zero != 0 else INK
             if e.low is not None:
                 ax.plot([e.low, e.high], [i, i], color=colour, linewidth=2, solid_capstyle="butt")
             ax.plot([e.value], [i], "s", color=colour, markersize=7)
-            ax.annotate(str(e), (1.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+            ax.annotate(w.estimate(e), (1.02, i), xycoords=("axes fraction", "data"), va="center", fontsize=9)
         if zero is not None:
             ax.axvline(zero, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
-        ax.set_yticks(range(len(rows)), [_short(text, 44) for text, _ in reversed(rows)])
+        ax.set_yticks(range(len(rows)), [short(text, 44) for text, _ in reversed(rows)])
         ax.set(xlabel=label, ylim=(-0.6, len(rows) - 0.4))
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
@@ -231,7 +275,7 @@ def forest(name: str, alt: str, rows: Sequence[tuple[str, Estimate]], label: str
     return draw(name, alt, plot, width=8.0, height=0.9 + 0.36 * len(rows))
 
 
-def class_curves(result: Evaluation) -> str:
+def class_curves(result: Evaluation, w: Words) -> str:
     """One-versus-rest ROC curve of each class."""
     from medtransfer.metrics.classification import roc_curve
 
@@ -243,58 +287,47 @@ def class_curves(result: Evaluation) -> str:
             if result.per_class[name]["auroc"].value is not None:
                 sens = roc_curve(p.reference == k, p.probability[:, k], grid)
                 style = ("-", "--", "-.", ":")[k // len(CYCLE) % 4]
-                ax.plot(grid, sens, color=CYCLE[k % len(CYCLE)], linestyle=style, label=_short(name))
-        ax.set(xlabel="1 − specificity", ylabel="Sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
+                ax.plot(grid, sens, color=CYCLE[k % len(CYCLE)], linestyle=style, label=short(name))
+        ax.set(xlabel=w.plain("figure.fpr"), ylabel=w.label("sensitivity"), xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
         ax.legend(loc="lower right", ncols=1 + len(p.classes) // 8)
 
-    return draw("classes", "One-versus-rest ROC curves of all classes", plot)
+    return draw("classes", w.plain("alt.classes"), plot)
 
 
-def confusion(result: Evaluation) -> str:
+def confusion(result: Evaluation, w: Words) -> str:
     """Confusion matrix: counts, shaded by the share of the row."""
-    table, names = result.table, [_short(c, 18) for c in result.predictions.classes]
+    table, names = result.table, [short(c, 18) for c in result.predictions.classes]
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
 
     def plot(ax: Any) -> None:
         from matplotlib.patches import Rectangle
 
         for (row, column), count in np.ndenumerate(table):
-            fill = MODEL if row == column else EVENT
-            ax.add_patch(
-                Rectangle(
-                    (column - 0.5, row - 0.5),
-                    1,
-                    1,
-                    facecolor=fill,
-                    alpha=0.08 + 0.6 * share[row, column],
-                    edgecolor=LINE,
-                )
-            )
+            fill, alpha = MODEL if row == column else EVENT, 0.06 + 0.5 * share[row, column]
+            ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=fill, alpha=alpha, edgecolor=LINE))
             ax.text(column, row, f"{count}", ha="center", va="center", fontsize=10 if len(names) < 8 else 8)
-        ax.set_xticks(
-            range(len(names)), names, rotation=30 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"
-        )
+        tilt = {"rotation": 30, "ha": "right"} if len(names) > 3 else {}
+        ax.set_xticks(range(len(names)), names, **tilt)
         ax.set_yticks(range(len(names)), names)
-        ax.set(
-            xlabel="Called by the model",
-            ylabel="Reference standard",
-            xlim=(-0.5, len(names) - 0.5),
-            ylim=(len(names) - 0.5, -0.5),
-        )
+        ax.set(xlabel=w.plain("figure.called"), ylabel=w.plain("author.reference_standard"))
+        ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
         ax.grid(visible=False)
 
-    return draw("confusion", "Confusion matrix", plot)
+    return draw("confusion", w.plain("alt.confusion"), plot)
 
 
-def learning(history: Sequence[dict[str, Any]]) -> str:
+def learning(history: Sequence[dict[str, Any]], w: Words) -> str:
     """Loss and validation AUROC by epoch, one line a fold; epochs of all phases follow each other."""
 
     judged = any(row.get("val_auroc") is not None for row in history)
 
     def plot(axes: Any) -> None:
         axes = np.atleast_1d(axes)
-        lines = [(axes[0], "train_loss", MODEL, "-", "training"), (axes[0], "val_loss", EVENT, "--", "validation")]
-        lines += [(axes[1], "val_auroc", THIRD, "-", "validation")] if judged else []
+        lines = [
+            (axes[0], "train_loss", MODEL, "-", w.plain("figure.training")),
+            (axes[0], "val_loss", EVENT, "--", w.plain("figure.validation")),
+        ]
+        lines += [(axes[1], "val_auroc", THIRD, "-", w.plain("figure.validation"))] if judged else []
         for k, fold in enumerate(sorted({int(row.get("fold") or 0) for row in history})):
             rows = [row for row in history if int(row.get("fold") or 0) == fold]
             x, mark = np.arange(1, len(rows) + 1), "o" if len(rows) < 15 else None
@@ -306,14 +339,14 @@ def learning(history: Sequence[dict[str, Any]]) -> str:
             for ax in axes:
                 for i in changes if not k else []:
                     ax.axvline(i + 0.5, color=MUTED, linewidth=1, linestyle=":")
-        axes[0].set(ylabel="Loss")
+        axes[0].set(ylabel=w.plain("figure.loss"))
         if judged:
-            axes[1].set(ylabel="Validation AUROC")
+            axes[1].set(ylabel=w.plain("figure.val_auroc"))
         for ax in axes:
-            ax.set(xlabel="Epoch")
+            ax.set(xlabel=w.plain("figure.epoch"))
             ax.xaxis.get_major_locator().set_params(integer=True)
             if ax.get_legend_handles_labels()[1]:
                 ax.legend(loc="best")
 
-    alt = "Training and validation loss by epoch" + (", and validation AUROC" if judged else "")
+    alt = w.plain("alt.learning")
     return draw("learning", alt, plot, width=8.0, height=3.0, columns=2 if judged else 1)

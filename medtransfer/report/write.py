@@ -10,29 +10,38 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from medtransfer.errors import RunError
+from medtransfer.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     import jinja2
 
     from medtransfer.evaluate import Evaluation
+    from medtransfer.report.words import Words
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(result: Evaluation, path: str | Path) -> Path:
-    """Write ``report.html`` with ``metrics.json``, ``predictions.csv`` and ``model_card.md`` beside it.
+def write_report(
+    result: Evaluation, path: str | Path, *, language: Literal["en", "de", "fr", "es"] = "en", pdf: bool = False
+) -> Path:
+    """Write ``report.html`` with its numbers, predictions and model cards beside it.
 
     The page is one file: no request leaves it, every text in it is escaped, and its content policy allows
-    no script but its own, by hash. Files of the same names are replaced.
+    no script but its own, by hash. Beside it stand ``metrics.json`` (described by ``metrics.schema.json`` in
+    this package), ``predictions.csv``, ``model_card.md`` and ``model_card.xml`` (CHAI Applied Model Card), and
+    with ``pdf`` also ``report.pdf``. Files of the same names are replaced.
 
     Parameters
     ----------
     result : Evaluation
     path : path
         Of the page, ending in ``.html``; or a folder, which then gets ``report.html``.
+    language : {'en', 'de', 'fr', 'es'}
+        Of the page, its figures and the Markdown card; what people wrote stays as it is.
+    pdf : bool
+        Also print the page to PDF, which needs ``medtransfer[pdf]``.
 
     Returns
     -------
@@ -43,20 +52,32 @@ def write_report(result: Evaluation, path: str | Path) -> Path:
     ------
     RunError
         Where the folder cannot be written.
+    ConfigError
+        For another language.
+    MissingPackage
+        For a PDF without the extra.
     """
+    from medtransfer.report.chai import model_card_xml
+    from medtransfer.report.paper import printed
+
     path = Path(path)
     if path.suffix.lower() not in {".html", ".htm"}:
         path = path / "report.html"
-    files = {
-        path.name: page(result),
+    words = _words(language)
+    html = page(result, words)
+    files: dict[str, str | bytes] = {
+        path.name: html,
         "metrics.json": metrics_json(result),
         "predictions.csv": predictions_csv(result),
-        "model_card.md": model_card(result),
+        "model_card.md": model_card(result, words),
+        "model_card.xml": model_card_xml(result),
     }
+    if pdf:
+        files[path.with_suffix(".pdf").name] = printed(html)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            _replace(path.parent / name, text)
+            _replace(path.parent / name, text.encode() if isinstance(text, str) else text)
     except OSError as error:
         raise RunError(
             "the report cannot be written",
@@ -67,17 +88,17 @@ def write_report(result: Evaluation, path: str | Path) -> Path:
     return path
 
 
-def page(result: Evaluation) -> str:
+def page(result: Evaluation, words: Words) -> str:
     """The whole page as text."""
     from medtransfer.report.content import content
 
-    script = (TEMPLATES / "slider.js").read_text(encoding="utf-8")
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("slider.js", "cases.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _environment(html=True)
+        _environment(words, html=True)
         .get_template("report.html")
         .render(
-            **content(result),
+            **content(result, words),
             script=script,
             script_hash=digest,
             style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
@@ -115,17 +136,26 @@ def neutral(cell: str) -> str:
     return cell
 
 
-def model_card(result: Evaluation) -> str:
+def model_card(result: Evaluation, words: Words) -> str:
     """The model card as Markdown text."""
     from medtransfer.report.content import content
 
-    return _environment(html=False).get_template("model_card.md").render(**content(result, drawn=False))
+    return _environment(words, html=False).get_template("model_card.md").render(**content(result, words, drawn=False))
 
 
-def _environment(*, html: bool) -> jinja2.Environment:
+def _words(language: str) -> Words:
+    from medtransfer.report.words import LANGUAGES, Words
+
+    if language not in LANGUAGES:
+        raise ConfigError("the report knows no such language", got=repr(language), fix=f"choose {', '.join(LANGUAGES)}")
+    return Words(language)
+
+
+def _environment(words: Words, *, html: bool) -> jinja2.Environment:
     import jinja2
 
-    from medtransfer.report import content
+    from medtransfer.report import content, tables
+    from medtransfer.report.words import markdown
 
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -135,20 +165,22 @@ def _environment(*, html: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     found.filters |= {
-        "est": content.est,
-        "number": content.number,
+        "est": words.estimate,
+        "tight": words.tight,
+        "number": words.number,
+        "method": words.method,
         "percent": content.percent,
-        "md": content.markdown,
-        "method": content.method,
+        "short": tables.short,
+        "md": markdown,
     }
     return found
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with open(draft, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(draft, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

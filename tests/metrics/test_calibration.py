@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn import metrics as oracle
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from medtransfer.metrics import calibration as c
 from medtransfer.metrics import decision
+from medtransfer.metrics.recalibration import Calibrator, calibrate
+from medtransfer.predictions import Predictions
 
 
 def data(seed: int, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +84,43 @@ def test_net_benefit_of_a_worked_example() -> None:
     assert everyone[0] == pytest.approx(0.3 - 0.7 * 0.25)
     # true negatives 100 of 200, less the 10 missed weighed by 4: 0.5 - 0.05 * 4 = 30 per 100
     assert decision.interventions_avoided(np.array([0.2]), everyone, [0.2])[0] == pytest.approx(30.0)
+
+
+def _validation(n: int, curve: object, seed: int = 0) -> Predictions:
+    rng = np.random.default_rng(seed)
+    p, ids = rng.uniform(0.01, 0.99, n), np.array([f"{seed}-{i}" for i in range(n)])
+    y = (rng.random(n) < curve(p)).astype(np.int64)
+    return Predictions(ids, ids, y, np.c_[1 - p, p], ("no", "yes"), np.zeros(n, dtype=np.int64), "val")
+
+
+def test_isotonic_is_scikit_learns_and_mends_what_a_line_cannot() -> None:
+    val, new = (_validation(3000, lambda p: np.where(p < 0.5, 0.2, 0.7), seed) for seed in (0, 1))
+    isotonic, platt = calibrate(val, "isotonic"), calibrate(val, "platt")
+    again = IsotonicRegression(y_min=1 / 3002, y_max=1 - 1 / 3002, out_of_bounds="clip")
+    expected = again.fit(val.positive, val.reference).predict(new.positive)
+    np.testing.assert_allclose(isotonic.apply(new).positive, expected, atol=1e-12)
+    y = new.reference
+    assert c.brier(y, isotonic.apply(new).positive) < c.brier(y, platt.apply(new).positive) - 0.005
+    assert isotonic.apply(new).positive.min() > 0
+    for fitted in (isotonic, platt):
+        assert Calibrator.from_json(json.loads(json.dumps(fitted.to_json()))) == fitted
+
+
+def test_isotonic_is_chosen_from_a_thousand_patients() -> None:
+    assert calibrate(_validation(999, lambda p: p)).method == "platt"
+    assert calibrate(_validation(1000, lambda p: p)).method == "isotonic"
+    few = _validation(2000, lambda p: p)
+    repeated = replace(few, patient=np.array([f"p{i // 4}" for i in range(2000)]))
+    assert calibrate(repeated).method == "platt"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_agrees_with_statsmodels(seed: int) -> None:
+    api = pytest.importorskip("statsmodels.api", reason="the oracle statsmodels is not installed")
+    y, p = data(seed)
+    x = np.log(p / (1 - p))
+    family = api.families.Binomial()
+    line = api.GLM(y.astype(float), api.add_constant(x), family=family).fit(tol=1e-12).params
+    np.testing.assert_allclose(c.recalibration_line(y, p), line, atol=1e-7)
+    shift = api.GLM(y.astype(float), np.ones((len(y), 1)), family=family, offset=x).fit(tol=1e-12).params
+    assert float(c.intercept_in_the_large(y, p)) == pytest.approx(float(shift[0]), abs=1e-7)

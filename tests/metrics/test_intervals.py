@@ -124,3 +124,13 @@ def test_coverage_of_the_auroc_interval(patients: int, simulations: int) -> None
         total += 1
         hits += e.low <= truth <= e.high
     assert 0.93 <= hits / total <= 0.97
+
+
+def test_percentiles_of_a_mean_reach_as_far_as_students_t() -> None:
+    x = np.random.default_rng(0).normal(size=15)
+    drawn = ClusterBootstrap.draw(np.arange(15), resamples=40_000).apply(lambda w: {"m": w @ x / w.sum(axis=1)})["m"]
+    found, plain = interval(float(x.mean()), drawn, patients=15), interval(float(x.mean()), drawn)
+    student = stats.t.ppf(0.975, 14) * x.std(ddof=1) / np.sqrt(15)
+    assert (found.high - found.low) / 2 == pytest.approx(student, rel=0.02)
+    assert (plain.high - plain.low) / 2 < 0.92 * student
+    assert "expanded" in found.method

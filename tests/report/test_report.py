@@ -263,6 +263,7 @@ def test_it_is_quick_and_leaves_no_drafts(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "metrics.json",
         "model_card.md",
+        "model_card.xml",
         "predictions.csv",
         "report.html",
     ]

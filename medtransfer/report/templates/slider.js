@@ -6,7 +6,7 @@
   document.getElementById("interactive").hidden = false;
   const field = document.getElementById("prevalence");
   const put = (id, text) => { document.getElementById(id).textContent = text; };
-  const share = (a, b) => (b > 0 ? (100 * a / b).toFixed(1) + " %" : "not defined");
+  const share = (a, b) => (b > 0 ? (100 * a / b).toFixed(1) + " %" : data.words.none);
   slider.max = String(data.rows.length - 1);
   slider.value = String(data.start);
   let prevalence = data.positive / (data.positive + data.negative);
@@ -24,11 +24,11 @@
     put("live-ppv", share(right, right + wrong)); put("live-npv", share(clear, clear + missed));
     const sick = Math.round(100 * prevalence), found = Math.round(sick * se);
     const alarms = Math.round((100 - sick) * (1 - sp));
-    put("live-words", `Of 100 cases ${sick} have the condition: ${found} found, ${sick - found} missed, ` +
-      `${alarms} false alarms, ${100 - sick - alarms} rightly cleared.`);
+    const counts = { diseased: sick, found, missed: sick - found, alarms, cleared: 100 - sick - alarms };
+    put("live-words", data.words.sentence.replace(/\{(\w+)\}/g, (_, name) => counts[name]));
     dots.forEach((dot, i) => dot.setAttribute("class",
       i < found ? "found" : i < sick ? "missed" : i < sick + alarms ? "alarm" : "clear"));
-    slider.setAttribute("aria-valuetext", "threshold " + cut.toFixed(3));
+    slider.setAttribute("aria-valuetext", cut.toFixed(3));
   };
   slider.addEventListener("input", show);
   field.addEventListener("input", () => {

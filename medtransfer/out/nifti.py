@@ -1,0 +1,79 @@
+"""Masks as NIfTI, on the exact grid of the file they are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medtransfer.errors import DataError
+from medtransfer.image import Image
+from medtransfer.io.nifti import is_nifti, read_nifti_header
+from medtransfer.io.volume import canonical
+
+
+def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, source: Path | None = None) -> None:
+    """Write a mask.
+
+    Parameters
+    ----------
+    labels : ndarray of uint8 [x, y, z]
+        On the voxels of ``image``, as read.
+    image : Image
+        A volume.
+    path : path
+        ``.nii`` or ``.nii.gz``.
+    source : Path or None
+        The NIfTI file that the image was read from: the mask gets the order of its axes and its header's affine.
+        Without it the mask lies as the image does, in RAS+.
+
+    Raises
+    ------
+    DataError
+        Where the mask is not on the image's voxels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from medtransfer.image import Geometry
+    >>> from medtransfer.io import read
+    >>> image = Image(np.zeros((2, 3, 4)), Geometry.from_affine(np.diag([1.0, 2, 3, 1])))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_mask(np.ones((2, 3, 4), np.uint8), image, folder + "/mask.nii.gz")
+    ...     int(read(folder + "/mask.nii.gz", labels=True).array.sum())
+    24
+    """
+    import nibabel
+
+    affine = image.geometry.affine
+    if affine is None or labels.shape != image.spatial_shape:
+        got = f"mask {labels.shape}, {image.kind} {image.spatial_shape}"
+        raise DataError("the mask is not on the voxels of a volume", got=got)
+    stored: NDArray[np.uint8] = labels.astype(np.uint8)
+    codes = (1, 1)  # scanner coordinates
+    if source is not None and is_nifti(source):
+        found = read_nifti_header(source)
+        shape = (*found.shape, 1, 1)[:3]
+        stored, affine = np.zeros(shape, np.uint8), found.affine
+        turned, _ = canonical(stored, affine)  # a view
+        if turned.shape != labels.shape:
+            raise DataError(
+                "the mask is not on the voxels of its source", got=f"mask {labels.shape}, file {turned.shape}"
+            )
+        turned[...] = labels
+        header = nibabel.load(source).header  # type: ignore[attr-defined]
+        codes = (int(header["sform_code"]) or 1, int(header["qform_code"]))
+    written = nibabel.Nifti1Image(stored, affine)  # type: ignore[attr-defined, no-untyped-call]
+    written.header.set_xyzt_units("mm")
+    written.set_sform(affine, code=codes[0])
+    _set_qform(written, affine, codes[1])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(written, path)  # type: ignore[attr-defined]
+
+
+def _set_qform(written: object, affine: NDArray[np.float64], code: int) -> None:
+    """A quaternion holds no shear: where there is some, the sform alone speaks."""
+    columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    sheared = np.abs(columns.T @ columns - np.eye(3)).max() > 1e-4
+    written.set_qform(affine, code=0 if sheared else code, strip_shears=True)  # type: ignore[attr-defined]

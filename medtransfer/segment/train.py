@@ -1,0 +1,317 @@
+"""Training a segmentation: from a model, a cohort with masks and a plan to a run folder.
+
+Randomness is drawn from (seed, fold, epoch, step): a run that was interrupted and went on ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medtransfer.boundary import generator_of
+from medtransfer.cache import file_digest, fingerprint
+from medtransfer.cohort import Cohort
+from medtransfer.errors import ConfigError, DataError, Interrupted
+from medtransfer.recipe import Recipe
+from medtransfer.run import append, begin, environment, finish, read_checkpoint, save_checkpoint, write_json
+from medtransfer.segment.finish import choose_finish, dice
+from medtransfer.segment.grid import to_grid
+from medtransfer.segment.infer import chances
+from medtransfer.segment.loss import supervised
+from medtransfer.segment.masks import read_pair
+from medtransfer.segment.network import Segmenter
+from medtransfer.segment.patches import Patches, Resident
+from medtransfer.segment.plan import Plan
+from medtransfer.segment.run import SegmentationRun
+from medtransfer.split import Fold, Split
+from medtransfer.training import State, Stop, stopping
+from medtransfer.tuned import choose
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+_VALIDATIONS = 20  # over a whole training
+
+
+def train_segmentation(
+    model: Segmenter,
+    cohort: Cohort,
+    split: Split,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    structures: Sequence[str] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> SegmentationRun:
+    """Train on the training part of each fold; the model passed in stays as it is.
+
+    Parameters
+    ----------
+    model : Segmenter
+        From :func:`medtransfer.segment.load_segmenter`.
+    cohort, split
+        Cases with masks; who is held out.
+    plan : Plan
+        Grid, patches, batch, grey values.
+    recipe : Recipe
+        ``method='probe'`` leaves the encoder frozen, ``'finetune'`` trains the decoder for ``freeze_epochs`` first,
+        ``'full'`` everything. An epoch is ``plan.steps_per_epoch`` batches; ``batch_size`` is the plan's.
+    out : path
+        The run folder. If it holds this very run, training goes on where it stands, or is found complete.
+    structures : sequence of str or None
+        Names of the classes after the background.
+    seed : int
+        Of patches and their variations.
+    device : str
+    precision : {'auto', '32-true', 'bf16-mixed'}
+        Of training; prediction stays float32. ``auto`` measures a step of each on this machine, once a run.
+
+    Raises
+    ------
+    ConfigError
+        Where model, plan and structures do not fit together.
+    Interrupted
+        After Ctrl-C or SIGTERM, with a checkpoint on disk: the same call goes on from there.
+    """
+    out = Path(out)
+    split.check(cohort)
+    names = tuple(structures) if structures else tuple(f"structure {i}" for i in range(1, model.blueprint.classes))
+    _check(model, plan, recipe, split, names)
+    tensors = (part for k, v in model.state_dict().items() for part in (k, v.detach().cpu().numpy()))
+    used = sorted({i for f in split.folds for part in f.parts()[:2] for i in part})
+    asked = {
+        "task": "segmentation",
+        "model": json.loads(model.blueprint.to_json()),
+        "tensors": fingerprint(*tensors),
+        "cohort": cohort.fingerprint,
+        "masks": fingerprint(*(file_digest(m) for i in used if (m := cohort.cases[i].mask) and m.is_file())),
+        "structures": list(names),
+        "split": [[list(p) for p in fold.parts()] for fold in split.folds],
+        "plan": plan.model_dump(mode="json"),
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+        "precision": precision,
+    }
+    complete = begin(out, asked, cohort, split)
+    run = SegmentationRun(out, cohort, split, plan, names, device)
+    if complete:
+        return run
+    plan.save(out / "plan.yaml")
+    started = time.monotonic()
+    with torch.random.fork_rng(devices=[]), stopping() as stop:
+        for number, fold in enumerate(split.folds):
+            if not (out / f"fold-{number}" / "finish.json").is_file():
+                _Training(run, model, recipe, number, fold, seed, precision, stop, progress).go()
+    run.describe(_facts(run, model, recipe, seed, time.monotonic() - started))
+    finish(out)
+    return run
+
+
+class _Training:
+    """One fold."""
+
+    def __init__(
+        self, run: SegmentationRun, model: Segmenter, recipe: Recipe, number: int, fold: Fold, seed: int,
+        precision: Precision, stop: Stop, progress: bool,
+    ) -> None:  # fmt: skip
+        self.run, self.recipe, self.number, self.fold, self.seed, self.stop = run, recipe, number, fold, seed, stop
+        self.folder, self.progress = run.folder / f"fold-{number}", progress
+        self.plan, self.classes = run.plan, model.blueprint.classes
+        self.device = torch.device(run.device)
+        self.model = copy.deepcopy(model).to(self.device)
+        resident = {i: self._resident(i) for part in (fold.train, fold.val) for i in part}
+        self.val = [resident[i] for i in fold.val]
+        self.patches = Patches([resident[i] for i in fold.train], self.plan, self.classes)
+        self.bf16 = self._precision(precision)
+
+    def _resident(self, index: int) -> Resident:
+        case = self.run.cohort.cases[index]
+        image, labels, _ = read_pair(case, self.classes)
+        array, found = to_grid(self.plan, image, labels, where=case.alias)
+        assert found is not None
+        return Resident.make(array, found, self.classes)
+
+    def _precision(self, asked: Precision) -> bool:
+        """Whether to train in bfloat16: as asked, as measured when the run began, or as measured now."""
+        file = self.folder / "precision.json"
+        if asked != "auto":
+            return asked == "bf16-mixed"
+        if not file.is_file():
+            write_json(file, {"bf16": self._faster_in_half()})
+        return bool(json.loads(file.read_text())["bf16"])
+
+    def _faster_in_half(self) -> bool:
+        if self.device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported())
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        probe = copy.deepcopy(self.model)
+        choose(probe, list(probe.stages), "all", self.recipe.frozen_norms)
+        images, labels = self.patches.batch(generator_of(self.seed))
+        times: dict[bool, float] = {}
+        for half in (False, True, False, True):
+            began = time.process_time()
+            self._loss(probe, images, labels, half).backward()  # type: ignore[no-untyped-call]
+            times[half] = time.process_time() - began
+        return times[True] < times[False]
+
+    def _loss(self, model: Segmenter, images: Tensor, labels: Tensor, half: bool) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            pyramid = model.pyramid(images.to(self.device))
+        return supervised(pyramid, labels.to(self.device))
+
+    def go(self) -> None:
+        """All epochs, from wherever the fold stands, and the post-processing."""
+        from tqdm import tqdm
+
+        state = State.start(self.model, self.recipe, self.folder, self.seed)
+        denormal = torch.set_flush_denormal(True)
+        self.stop.listening = True
+        bar = tqdm(total=self.recipe.epochs, initial=state.epoch, unit="epoch", disable=None if self.progress else True)
+        with bar:
+            while state.go_on():
+                began = time.monotonic()
+                entry = self._epoch(state)
+                state.history.append(entry)
+                state.next_epoch(float("inf") if entry["val_loss"] is None else entry["val_loss"])
+                state.save()
+                state.tidy()
+                append(self.run.folder / "log.jsonl", entry | {"seconds": round(time.monotonic() - began, 3)})
+                bar.update()
+                bar.set_postfix(loss=f"{entry['train_loss']:.3f}", best_dice=f"{1 - state.best:.4f}")
+        self.stop.listening = False
+        torch.set_flush_denormal(not denormal)
+        write_json(self.folder / "history.json", state.history)
+        tensors, facts = read_checkpoint(state.file(state.kept[0][1]))
+        save_checkpoint(self.folder / "model.safetensors", tensors, facts)
+        self.run.forget(self.number)
+        rule = choose_finish(self.run, self.number, self.fold)
+        write_json(self.folder / "finish.json", rule)
+        state.tidy(everything=True)
+
+    def _epoch(self, state: State) -> dict[str, Any]:
+        recipe, steps = self.recipe, self.plan.steps_per_epoch
+        stages = recipe.trainable(state.epoch, list(state.model.stages))
+        phase = next(p for p in recipe.phases() if p[0] <= state.epoch < p[1])
+        state.enter(phase)
+        choose(state.model, stages, recipe.tune, recipe.frozen_norms)
+
+        def draw(step: int) -> tuple[Tensor, Tensor]:
+            return self.patches.batch(generator_of(self.seed, self.number, state.epoch, step))
+
+        with ThreadPoolExecutor(1) as ahead:  # the next batch is made while the network works
+            coming = ahead.submit(draw, state.step)
+            while state.step < steps:
+                if self.stop.is_set():
+                    state.save()
+                    raise Interrupted(
+                        f"stopped in fold {self.number}, epoch {state.epoch}, step {state.step}; everything is saved",
+                        where=self.run.folder.name,
+                        fix="run the same command again: it goes on from here",
+                    )
+                images, labels = coming.result()
+                coming = ahead.submit(draw, state.step + 1)
+                done = (state.epoch - phase[0]) * steps + state.step
+                self._step(state, images, labels, recipe.lr_factor(done, (phase[1] - phase[0]) * steps))
+        entry: dict[str, Any] = {"fold": self.number, "phase": "fine-tuning" if stages else "decoder"}
+        entry |= {"epoch": state.epoch, "train_loss": state.loss_sum / steps, "val_loss": None}
+        every = max(1, recipe.epochs // _VALIDATIONS)
+        if state.epoch % every == 0 or state.epoch + 1 in (phase[1], recipe.epochs):
+            with state.shown():
+                scores = self._validate(cast(Segmenter, state.model))
+            entry |= {"val_dice": scores, "val_loss": 1 - float(np.mean(scores))}
+        return entry
+
+    def _step(self, state: State, images: Tensor, labels: Tensor, factor: float) -> None:
+        torch.manual_seed(generator_of(self.seed, self.number, state.epoch, state.step, 1).initial_seed())  # dropout
+        optimizer = state.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(cast(Segmenter, state.model), images, labels, self.bf16)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            raise DataError(
+                "the loss is not finite",
+                where=f"fold {self.number}, epoch {state.epoch}, step {state.step}",
+                fix="lower recipe.lr, or precision: 32-true",
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        nn.utils.clip_grad_norm_(learning, self.recipe.clip)
+        optimizer.step()
+        state.follow()
+        state.loss_sum += value
+        state.step += 1
+
+    def _validate(self, model: Segmenter) -> list[float]:
+        """Mean Dice of each structure over the validation cases that have it, on the plan's grid."""
+        rows = []
+        for case in self.val:
+            slabs = chances([model], self.plan, case.image.to(self.device), mirror=False)
+            found = torch.cat([p.argmax(0) for _, _, p in slabs]).to(torch.uint8).cpu().numpy()
+            rows.append(dice(found, case.labels.numpy(), self.classes))
+        means = np.nanmean(np.array(rows), axis=0)
+        return [float(v) for v in np.nan_to_num(means)]
+
+
+def _check(model: Segmenter, plan: Plan, recipe: Recipe, split: Split, names: tuple[str, ...]) -> None:
+    b = model.blueprint
+    if b.dims != plan.dims:
+        raise ConfigError(f"the model takes {b.dims}D images and the plan {plan.dims}D patches", where="model.dims")
+    if b.classes != len(names) + 1:
+        raise ConfigError(
+            f"the model has {b.classes} classes, background included",
+            where="model.classes",
+            got=f"{len(names)} structures",
+            fix=f"classes: {len(names) + 1}",
+        )
+    if recipe.method == "logistic" or recipe.start == "logistic":
+        raise ConfigError("a decoder is not solved for", where="recipe.method", fix="method: full, finetune or probe")
+    if any(not len(fold.val) for fold in split.folds):
+        raise ConfigError("the best model is chosen on a validation part, and the split has none", where="split.val")
+
+
+def _facts(run: SegmentationRun, model: Segmenter, recipe: Recipe, seed: int, seconds: float) -> dict[str, object]:
+    """What a report says about the model and how it was trained."""
+    b = model.blueprint
+    folders = [run.folder / f"fold-{n}" for n in range(len(run.split.folds))]
+    return {
+        "task": "segmentation",
+        "model": {
+            "backbone": b.arch,
+            "weights": b.weights.get("name"),
+            "source": b.weights.get("origin"),
+            "sha256": b.weights.get("sha256"),
+            "licence": b.weights.get("licence"),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "dims": b.dims,
+            "in_channels": b.in_channels,
+            "receipt": b.receipt,
+        },
+        "recipe": recipe.model_dump(),
+        "segmentation_plan": run.plan.model_dump(mode="json"),
+        "structures": list(run.structures),
+        "history": [entry for f in folders for entry in json.loads((f / "history.json").read_text())],
+        "finish": [json.loads((f / "finish.json").read_text()) for f in folders],
+        "environment": environment(),
+        "seed": seed,
+        "runtime_s": round(seconds, 1),
+        "flow": run.cohort.flow_record(),
+        "notes": list(run.cohort.notes),
+        "split": run.split.scheme,
+        "hashes": {"cohort": run.cohort.fingerprint},
+        "version": environment()["medtransfer"],
+        "device": run.device,
+    }
