@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--data", choices=list(DATA), default="pneumonia")
     parser.add_argument("--n", type=int, nargs="+", default=[50, 100, 500, 0])
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="Number of the first draw, for draws not looked at before.")
+    parser.add_argument("--first", type=int, default=0, help="Number of the first draw, to take others.")
     asked = parser.parse_args()
     for n in asked.n:
         rows = np.array([once(asked.data, n, seed) for seed in range(asked.first, asked.first + asked.draws)])
