@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from medtransfer.backbones import Architecture
 
 _ENOUGH, _CLEARLY, _LEAST_CHANNELS, _MOST_PAIRS = 0.7, 0.4, 32, 400
-_GAIN, _MEAN, _MOST_EXCHANGES = 1.0, 1.1, 60
+_GAIN, _MEAN, _HOPELESS, _MOST_EXCHANGES = 1.0, 1.1, 0.7, 60
 Place = tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]
 
 
@@ -62,6 +62,8 @@ def misplaced(arch: Architecture, network: nn.Module, stages: list[str]) -> tupl
     units: dict[str, tuple[nn.Module, ...]] = {p: place[:2] for p, place in places.items()}
     twins = _twins(network)[:_MOST_EXCHANGES]
     before, count = _chain(arch, network, stages, x)
+    if before < _HOPELESS * count:  # no single exchange lowers the mean that far
+        return None
     best, named = before, None
     for pair in [*twins, *layers[:_MOST_EXCHANGES]]:
         one, other = ((network.get_submodule(p),) if pair in twins else units[p] for p in pair)

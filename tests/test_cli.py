@@ -19,7 +19,8 @@ split: {val: 0.2, test: 0.25, seed: 0}
 prepare: {size: 32, scale: range}
 model: {weights: random/resnet18, until: layer1}
 recipe: {method: logistic}
-evaluate: {bootstrap: 200, controls: [histogram]}
+evaluate: {bootstrap: 200, controls: [histogram], explain: false, robustness: false, learning_curve: false,
+           shuffled_labels: false}
 out: run
 """
 
@@ -203,7 +204,8 @@ def test_contrast_medium_on_real_slices(shared, tmp_path):
     from medtransfer.pipeline import train
 
     config = Path(__file__).resolve().parents[1] / "configs" / "ct_contrast.yaml"
-    changes = [f"data={shared}", f"out={tmp_path / 'run'}"]
+    quick = [f"evaluate.{name}=false" for name in ("explain", "robustness", "learning_curve", "shuffled_labels")]
+    changes = [f"data={shared}", f"out={tmp_path / 'run'}", *quick]
     result = train(Experiment.from_file(config, changes=changes), progress=False)
     estimate = result.evaluation.estimates["auroc"]
     assert estimate.value >= 0.88
@@ -212,3 +214,21 @@ def test_contrast_medium_on_real_slices(shared, tmp_path):
     assert any("untrained" in n for n in names)
     assert len(np.unique(result.evaluation.predictions.patient)) == 54
     assert "CONTRAST_1" not in result.report.read_text()
+
+
+def test_markup_in_a_table_reaches_the_report_as_text(study):
+    evil = "<img src=x onerror=alert(1)>"
+    lines = (study / "cohort.csv").read_text().splitlines()
+    rows = [f"{r.replace(',yes,', f',{evil},')},{('north', '<script>alert(2)</script>')[i % 2]}"
+            for i, r in enumerate(lines[1:])]  # fmt: skip
+    (study / "cohort.csv").write_text("\n".join([lines[0] + ",site", *rows]))
+    (study / "images" / "<b>c0.png").write_bytes((study / "images" / "c0.png").read_bytes())
+    edited(study, "c0.png", "<b>c0.png")
+    changes = ["--set", f'cohort.classes=["no", "{evil}"]', "--set", 'title="<svg onload=alert(3)>"']
+    done = call("train", "config.yaml", *changes, cwd=study)
+    assert done.returncode == 0, done.stderr
+    report = (study / "run" / "report.html").read_text()
+    for payload in ("<img src=x", "<script>alert", "<svg onload", "<b>c0"):
+        assert payload not in report
+    assert "&lt;img src=x onerror=alert(1)&gt;" in report
+    assert "&lt;script&gt;alert(2)" in report

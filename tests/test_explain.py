@@ -272,6 +272,7 @@ def test_the_maps_point_at_what_was_planted(run):
 
 def test_the_report_shows_errors_with_their_maps(run):
     from medtransfer.judge import judge
+    from medtransfer.report.words import Words
     from medtransfer.report.write import page
 
     result = judge(run, bootstrap=100, controls=(), threshold="0.5")
@@ -281,13 +282,13 @@ def test_the_report_shows_errors_with_their_maps(run):
     assert record["seconds"] < 60
     flipped = replace(result.predictions, reference=1 - result.predictions.reference)  # all surest calls are wrong
     wrong = replace(result, predictions=flipped, record=result.record | {"explanation": record | {"passes": False}})
-    html = page(wrong)
+    html = page(wrong, Words())
     section = html[html.index('id="errors"') : html.index('id="reproduce"')]
     assert section.count('class="pair"') == 12
     assert section.count("with the map of evidence for yes: strongest") == 12
     assert "Read nothing into them" in section
     quiet = judge(run, bootstrap=100, controls=(), threshold="0.5", explain=False, robustness=False)
-    assert "No maps were made" in page(quiet)
+    assert "No maps were made" in page(quiet, Words())
     assert not [c for c in quiet.checks if c.name == "Maps of evidence"]
 
 

@@ -16,7 +16,7 @@ from medtransfer.backbones.sources import find
 from medtransfer.certify import certify, fill
 from medtransfer.errors import WeightsError
 from medtransfer.model import Description, Head, load_model, rebuild
-from medtransfer.stem import FoldedStem
+from medtransfer.stem import FoldedStem, fold_stem
 from medtransfer.volume import ACSConv3d, inflate
 from medtransfer.weights import export, header, stored, verify
 
@@ -58,9 +58,15 @@ def some(names, quick):
 
 
 @pytest.fixture
-def float64():
-    """Networks and images in double precision: rounding must not decide."""
-    torch.set_default_dtype(torch.float64)
+def float64(monkeypatch):
+    """Whatever is loaded is adapted in double precision: rounding must not decide."""
+    import medtransfer.model as module
+
+    def fold_doubled(network, *settings):
+        torch.set_default_dtype(torch.float64)
+        return fold_stem(network.double(), *settings)
+
+    monkeypatch.setattr(module, "fold_stem", fold_doubled)
     yield
     torch.set_default_dtype(torch.float32)
 
@@ -69,13 +75,14 @@ def float64():
     "name", some([n for n, a in ARCHITECTURES.items() if a.dims == (2,) and a.channels == 3], QUICK)
 )
 def test_a_gray_image_gives_what_its_replica_gives_the_original(name, tmp_path, float64):
-    network = original(name).double()  # Swin V2 keeps a table in single precision
+    network = original(name)
+    file = saved(network, tmp_path / "w.safetensors")
     side = {"inception_v3": 75}.get(name, 224 if "vit" in name else 65)
     mean, std = (MEAN, STD) if name != "inception_v3" else ((0.5,) * 3, (0.5,) * 3)
-    x = torch.rand(2, 1, side, side)
-    normal = (x.expand(-1, 3, -1, -1) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    wanted = pooled_features(network, normal)
-    model = load_model(saved(network, tmp_path / "w.safetensors"), arch=name, mean=mean, std=std).double().eval()
+    x = torch.rand(2, 1, side, side, dtype=torch.float64)
+    m, d = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
+    wanted = pooled_features(network.double(), (x.expand(-1, 3, -1, -1) - m) / d)
+    model = load_model(file, arch=name, mean=mean, std=std).eval()
     with torch.no_grad():
         found = model.features(x)
     assert found.shape == wanted.shape

@@ -7,6 +7,7 @@ least squares; its band comes from resampling the patients that were scored toge
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,8 @@ def law(cases: Ints | Floats, value: Floats, spread: Floats) -> Floats:
     w = np.where(there, 1 / np.square(spread), 0.0)[..., None, :]
     x = np.asarray(cases, dtype=np.float64)[None, :] ** -EXPONENTS[:, None]
     total = w.sum(axis=-1)
-    mean_x, mean_y = (w * x).sum(axis=-1) / total, (w * y).sum(axis=-1) / total
+    with np.errstate(invalid="ignore"):  # nothing defined gives nan
+        mean_x, mean_y = (w * x).sum(axis=-1) / total, (w * y).sum(axis=-1) / total
     across = (w * (x - mean_x[..., None]) ** 2).sum(axis=-1)
     slope = (w * (x - mean_x[..., None]) * (y - mean_y[..., None])).sum(axis=-1) / np.maximum(across, 1e-300)
     b = np.maximum(-slope, 0)
@@ -120,8 +122,10 @@ def fits(curve: Curve, until: int, seed: int) -> tuple[Floats, Floats]:
     """Parameters (3,) of the law through the first sizes, and in resamples (resamples, 3)."""
     value, again = curve.value[:until], curve.resampled[:, :until]
     draws = value.shape[1]
-    noise = np.nanstd(np.nanmean(again, axis=2), axis=0) if len(again) else np.zeros(until)
-    noise = np.sqrt(np.square(noise) + np.nanvar(value, axis=1) / draws)
+    with warnings.catch_warnings():  # sizes at which nothing is defined count little, see below
+        warnings.simplefilter("ignore", RuntimeWarning)
+        noise = np.nanstd(np.nanmean(again, axis=2), axis=0) if len(again) else np.zeros(until)
+        noise = np.sqrt(np.square(noise) + np.nanvar(value, axis=1) / draws)
     spread = np.maximum(np.where(np.isfinite(noise), noise, 1.0), 1e-3)
     picked = np.random.default_rng(seed).integers(0, draws, (len(again), 1, draws))
     drawn = np.take_along_axis(again, np.broadcast_to(picked, again.shape), axis=2)

@@ -91,7 +91,7 @@ def examine(run: Run, result: Evaluation, *, seed: int = 0) -> tuple[dict[str, o
     name = "Maps of evidence"
     if found.passes is None:
         return record, Check(name, "unknown", "No case shows evidence, so it was not tested what the maps depend on.")
-    numbers = f"rank correlation {found.levels[-1][1]:.2f}, mean of {found.cases} maps, limit {ALIKE}"
+    numbers = f"rank correlation {Estimate(found.levels[-1][1])}, mean of {found.cases} maps, limit {ALIKE}"
     if found.passes:
         return record, Check(name, "ok", f"They change when all weights are drawn anew ({numbers}).")
     text = f"They stay much the same when all weights are drawn anew ({numbers}): they do not show what was learned."

@@ -137,10 +137,11 @@ def enough_figure(view: Mapping[str, Any], w: Words) -> str:
     def plot(ax: Any) -> None:
         curve = view["curve"]
         if curve:
-            x = np.asarray(curve["cases"], float)
-            ax.plot(x, curve["value"], color=MUTED, linestyle="--", label=w.plain("enough.fitted"))
+            x, y = (np.array(curve[k], dtype=np.float64) for k in ("cases", "value"))  # None becomes nan
+            ax.plot(x, y, color=MUTED, linestyle="--", label=w.plain("enough.fitted"))
             if curve.get("low") is not None:
-                ax.fill_between(x, curve["low"], curve["high"], color=MUTED, alpha=0.2, linewidth=0)
+                low, high = (np.array(curve[k], dtype=np.float64) for k in ("low", "high"))
+                ax.fill_between(x, low, high, color=MUTED, alpha=0.2, linewidth=0)
         for kind, (mark, colour) in marks.items():
             rows = [r for r in view["rows"] if r["kind"] == kind and r["value"]]
             for r in rows:

@@ -66,7 +66,8 @@ def train_segmentation(
         Grid, patches, batch, grey values.
     recipe : Recipe
         ``method='probe'`` leaves the encoder frozen, ``'finetune'`` trains the decoder for ``freeze_epochs`` first,
-        ``'full'`` everything. An epoch is ``plan.steps_per_epoch`` batches; ``batch_size`` is the plan's.
+        ``'full'`` everything. An epoch is ``plan.steps_per_epoch`` batches; ``batch_size`` is the plan's;
+        ``patience`` counts validations, of which there are about twenty.
     out : path
         The run folder. If it holds this very run, training goes on where it stands, or is found complete.
     structures : sequence of str or None
@@ -176,7 +177,7 @@ class _Training:
         from tqdm import tqdm
 
         state = State.start(self.model, self.recipe, self.folder, self.seed)
-        denormal = torch.set_flush_denormal(True)
+        torch.set_flush_denormal(True)
         self.stop.listening = True
         bar = tqdm(total=self.recipe.epochs, initial=state.epoch, unit="epoch", disable=None if self.progress else True)
         with bar:
@@ -184,14 +185,16 @@ class _Training:
                 began = time.monotonic()
                 entry = self._epoch(state)
                 state.history.append(entry)
+                waited = state.waited
                 state.next_epoch(float("inf") if entry["val_loss"] is None else entry["val_loss"])
+                state.waited = waited if entry["val_loss"] is None else state.waited  # patience counts validations
                 state.save()
                 state.tidy()
                 append(self.run.folder / "log.jsonl", entry | {"seconds": round(time.monotonic() - began, 3)})
                 bar.update()
                 bar.set_postfix(loss=f"{entry['train_loss']:.3f}", best_dice=f"{1 - state.best:.4f}")
         self.stop.listening = False
-        torch.set_flush_denormal(not denormal)
+        torch.set_flush_denormal(False)
         write_json(self.folder / "history.json", state.history)
         tensors, facts = read_checkpoint(state.file(state.kept[0][1]))
         save_checkpoint(self.folder / "model.safetensors", tensors, facts)
@@ -210,7 +213,8 @@ class _Training:
         def draw(step: int) -> tuple[Tensor, Tensor]:
             return self.patches.batch(generator_of(self.seed, self.number, state.epoch, step))
 
-        with ThreadPoolExecutor(1) as ahead:  # the next batch is made while the network works
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as ahead:  # makes the next batch
             coming = ahead.submit(draw, state.step)
             while state.step < steps:
                 if self.stop.is_set():
@@ -224,6 +228,7 @@ class _Training:
                 coming = ahead.submit(draw, state.step + 1)
                 done = (state.epoch - phase[0]) * steps + state.step
                 self._step(state, images, labels, recipe.lr_factor(done, (phase[1] - phase[0]) * steps))
+        torch.set_num_threads(threads)
         entry: dict[str, Any] = {"fold": self.number, "phase": "fine-tuning" if stages else "decoder"}
         entry |= {"epoch": state.epoch, "train_loss": state.loss_sum / steps, "val_loss": None}
         every = max(1, recipe.epochs // _VALIDATIONS)

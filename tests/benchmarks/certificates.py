@@ -1,4 +1,4 @@
-"""Exactness certificates of every backbone, as a table in Markdown; twenty minutes on one core.
+"""Exactness certificates of every backbone, as a table in Markdown; minutes for the largest.
 
 python tests/benchmarks/certificates.py [architecture ...]      (all of them by default)
 """

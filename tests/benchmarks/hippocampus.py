@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--weights", default="random/unet")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=180)
+    parser.add_argument("--epochs", type=int, default=220)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

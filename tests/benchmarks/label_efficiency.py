@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("--data", choices=list(DATA), default="pneumonia")
     parser.add_argument("--n", type=int, nargs="+", default=[50, 100, 500, 0])
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="Number of the first draw, to take others.")
     asked = parser.parse_args()
     for n in asked.n:
-        rows = np.array([once(asked.data, n, seed) for seed in range(asked.draws)])
+        rows = np.array([once(asked.data, n, seed) for seed in range(asked.first, asked.first + asked.draws)])
         val, test, seconds = rows.mean(0)
         spread = f"[{rows[:, 1].min():.4f}, {rows[:, 1].max():.4f}]"
         print(

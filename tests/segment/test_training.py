@@ -163,3 +163,31 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(table, tmp_path):
     with pytest.raises(ConfigError, match="2D patches"):
         train_segmentation(model, cohort, split, flat, recipe, out=tmp_path / "b")
     assert not (tmp_path / "a").exists()
+
+
+def test_images_in_2d_with_colours_and_raster_masks(tmp_path):
+    from PIL import Image as Picture
+
+    rng = np.random.default_rng(0)
+    rows = ["case_id,patient_id,image,mask,part"]
+    for i, part in enumerate(["train"] * 4 + ["val", "test"]):
+        labels = np.zeros((24, 30), np.uint8)
+        r, c = rng.integers(4, 14, 2)
+        labels[r : r + 7, c : c + 9] = 1
+        colours = np.stack([labels * 200, 30 * np.ones_like(labels), 90 * np.ones_like(labels)], -1)
+        Picture.fromarray(colours).save(tmp_path / f"i{i}.png")
+        Picture.fromarray(labels).save(tmp_path / f"m{i}.png")
+        rows.append(f"c{i},p{i},i{i}.png,m{i}.png,{part}")
+    (tmp_path / "cohort.csv").write_text("\n".join(rows))
+    cohort = mt.Cohort.from_csv(tmp_path / "cohort.csv", root=tmp_path, mask="mask", part="part")
+    split = mt.Split.from_column(cohort)
+    found = fingerprint_of(cohort, list(split.train), 2)
+    assert (found.channels, found.spacing_mm, found.shape) == (3, None, (24, 30))
+    plan = Plan(patch=(16, 16), scale=(0.0, 255.0), steps_per_epoch=8, mirror=("x",), strides=((1, 1), (2, 2)))
+    model = load_segmenter("random/unet", dims=2, in_channels=3, classes=2, width=4, strides=plan.steps)
+    recipe = mt.Recipe(method="full", freeze_epochs=0, epochs=3, patience=3, lr=2e-2, backbone_lr_scale=1.0,
+                       layer_decay=1.0)  # fmt: skip
+    run = train_segmentation(model, cohort, split, plan, recipe, out=tmp_path / "run", precision="32-true",
+                             progress=False)  # fmt: skip
+    (scores,) = evaluate_masks(run, split.test, bootstrap=10).scores
+    assert scores["structure 1"].dice > 0.8
