@@ -29,9 +29,10 @@ def search(
 ) -> None:
     """Search recipe, size and backbone inside the training part, against the default."""
     from medtransfer.config import Experiment
+    from medtransfer.masks import of_classes
     from medtransfer.refine import search_command
 
-    experiment = Experiment.from_file(config, changes=changes)
+    experiment = of_classes(Experiment.from_file(config, changes=changes))
     text, record = search_command(
         experiment, trials=trials, minutes=minutes, storage=storage, nested=nested, progress=not quiet
     )
@@ -49,9 +50,10 @@ def compare(runs: tuple[str, ...], out: str, changes: tuple[str, ...], as_json: 
     """Compare runs on the cases that all tested; or, for one config, the strategies: did transfer help?"""
     if len(runs) == 1:
         from medtransfer.config import Experiment
+        from medtransfer.masks import of_classes
         from medtransfer.refine import compare_config
 
-        table = compare_config(Experiment.from_file(runs[0], changes=changes), progress=not quiet)
+        table = compare_config(of_classes(Experiment.from_file(runs[0], changes=changes)), progress=not quiet)
         click.echo(json.dumps(table.to_record()) if as_json else str(table))
         return
     from medtransfer.masks import compare_masks, segments

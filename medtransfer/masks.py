@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medtransfer.contour import Job
+    from medtransfer.metrics.intervals import Estimate
     from medtransfer.segment.evaluate import Segmented
     from medtransfer.segment.run import SegmentationRun
 
 Form = Literal["nifti", "seg"]
+Row = tuple[str, str, Mapping[str, "Estimate"]]  # run, structure, estimates
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,13 @@ def segments(folder: str | Path) -> bool:
     if not (folder / "run.json").is_file():
         return False
     return bool(read_state(folder).get("asked", {}).get("task") == "segmentation")
+
+
+def of_classes(experiment: Experiment) -> Experiment:
+    """The experiment, or a refusal where it is a segmentation: for what only classes can be asked."""
+    if experiment.top.task == "segmentation":
+        raise ConfigError("this is not asked of a segmentation", where=experiment.name, fix="medtransfer train CONFIG")
+    return experiment
 
 
 def job_of(experiment: Experiment, cohort: Cohort, split: Split) -> Job:
@@ -263,8 +272,10 @@ def write_picture(labels: NDArray[np.uint8], path: Path) -> Path:
     return path
 
 
-def compare_masks(folders: Sequence[str | Path], out: str | Path, *, bootstrap: int = 2000, seed: int = 0) -> Any:
-    """Paired differences of segmentations to the first of them, by structure; written to ``compare.json`` of ``out``.
+def compare_masks(
+    folders: Sequence[str | Path], out: str | Path, *, bootstrap: int = 2000, seed: int = 0
+) -> tuple[dict[str, Any], str]:
+    """Paired differences of masks to those of the first run, by structure; ``compare.html`` and ``.json`` in ``out``.
 
     Returns
     -------
@@ -293,18 +304,36 @@ def compare_masks(folders: Sequence[str | Path], out: str | Path, *, bootstrap: 
         "patients": len(set(same[0].patients)), "bootstrap": {"resamples": bootstrap, "seed": seed, "unit": "patient"},
         "runs": [],
     }  # fmt: skip
+    found: list[tuple[str, str, dict[str, Estimate]]] = []
     for name, run in zip(names[1:], same[1:], strict=True):
         gaps = run.compare(same[0], bootstrap=bootstrap, seed=seed)
         for structure, row in gaps.items():
+            found.append((name, structure, row))
             said = ", ".join(f"{k} {row[k]}" for k in ("dice", "nsd", "hd95"))
             lines.append(f"  {name} minus {names[0]}, {structure}: {said}")
         record["runs"].append(
             {"name": name, "differences": {s: {k: plain(e.to_json()) for k, e in r.items()} for s, r in gaps.items()}}
         )
-    if len({r.tolerance_mm for r in runs}) > 1:
+    uneven = len({r.tolerance_mm for r in runs}) > 1
+    if uneven:
         lines.append("  surface Dice was taken at different tolerances and cannot be compared")
     write_json(Path(out) / "compare.json", record)
-    return record, "\n".join(lines)
+    own = [(n, s, row) for n, r in zip(names, same, strict=True) for s, row in zip(r.structures, r.rows, strict=True)]
+    write(Path(out) / "compare.html", _comparison(record, own, found, uneven))
+    return record, "\n".join([*lines, "", f"report  {Path(out) / 'compare.html'}"])
+
+
+def _comparison(record: dict[str, Any], own: Sequence[Row], gaps: Sequence[Row], uneven: bool) -> str:
+    """The page as text: every text in it is escaped, there is no script in it."""
+    from medtransfer.metrics.names import LABELS
+    from medtransfer.report.write import TEMPLATES
+    from medtransfer.rivals import environment, forest
+
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    drawn = forest([(f"{name}: {structure}", row["dice"]) for name, structure, row in gaps], 0.0)
+    names = [k for k in ("dice", "nsd", "hd95", "assd", "iou") if not (uneven and k == "nsd")]
+    page = environment().get_template("compare_masks.html")
+    return page.render(found=record, own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style)
 
 
 def _device(experiment: Experiment) -> str:

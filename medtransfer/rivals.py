@@ -242,18 +242,19 @@ def page(found: Rivals) -> str:
     first, others = found.rivals[0], found.rivals[1:]
     names = [k for k in LABELS if k in first.values]
     return (
-        _environment()
+        environment()
         .get_template("compare.html")
         .render(
             found=found, first=first, others=others, labels=LABELS, names=names, p=say_p,
-            values=_forest([(r.name, r.values[found.primary]) for r in found.rivals], None),
-            gains=_forest([(r.name, r.differences[found.primary]) for r in others], 0.0),
+            values=forest([(r.name, r.values[found.primary]) for r in found.rivals], None),
+            gains=forest([(r.name, r.differences[found.primary]) for r in others], 0.0),
             style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         )
     )  # fmt: skip
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates of comparisons: every text is escaped."""
     import jinja2
 
     from medtransfer.report.write import TEMPLATES
@@ -263,7 +264,7 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _forest(rows: Sequence[tuple[str, Estimate]], zero: float | None) -> dict[str, Any]:
+def forest(rows: Sequence[tuple[str, Estimate]], zero: float | None) -> dict[str, Any]:
     """Places in a drawing 100 wide for estimates with intervals, and for the line of no effect."""
     ends = [v for _, e in rows for v in (e.low, e.high, e.value) if v is not None]
     ends += [] if zero is None else [zero]

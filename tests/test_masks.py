@@ -98,6 +98,8 @@ def test_from_config_to_report_to_new_masks(balls, tmp_path):
     assert min(dice_by_hand(labels, np.asarray(nibabel.load(balls / "mask3.nii.gz").dataobj), v) for v in (1, 2)) > 0.8
     assert float(line["ml:large"]) == pytest.approx((labels == 1).sum() * 1.5 / 1000, abs=1e-3)
     assert call("predict", run, source).exit_code == 2
+    assert call("search", tmp_path / "seg.yaml").exit_code == 2
+    assert call("compare", tmp_path / "seg.yaml").exit_code == 2
     refused = call("predict", run, source, "--out", tmp_path / "new", "--as", "seg")
     assert refused.exit_code == 3
     assert "--as nifti" in refused.output
@@ -139,6 +141,9 @@ def test_an_interrupted_training_ends_in_the_same_model(balls, tmp_path, monkeyp
     call("compare", tmp_path / "straight", tmp_path / "stopped", "--out", tmp_path / "c")
     gaps = json.loads((tmp_path / "c" / "compare.json").read_text())["runs"][0]["differences"]
     assert gaps["small"]["dice"]["value"] == pytest.approx(-0.25)
+    page = (tmp_path / "c" / "compare.html").read_text()
+    assert page.count("−0.250") >= 4
+    assert not re.findall(r"https?://|<script", page)
     assert read_segmented(tmp_path / "straight").structures == ("large", "small")
 
 

@@ -64,7 +64,7 @@ def content(result: Evaluation, w: Words, *, drawn: bool = True) -> dict[str, An
         "author_keys": list(FIRST),
         "author_more": [k for k in FIELDS if k not in FIRST],
         "model": _mapping(record.get("model")),
-        "receipt": _receipt(_mapping(_mapping(record.get("model")).get("receipt")), w),
+        "receipt": receipt_rows(_mapping(_mapping(record.get("model")).get("receipt")), w),
         "recipe": _flat(_mapping(record.get("recipe")), w),
         "table1": _mapping(record.get("table1")),
         "audit": _mapping(record.get("audit")),
@@ -238,7 +238,8 @@ def _comparisons(result: Evaluation, w: Words) -> dict[str, str | None]:
     return found
 
 
-def _receipt(receipt: dict[str, Any], w: Words) -> list[tuple[str, str, list[str]]]:
+def receipt_rows(receipt: dict[str, Any], w: Words) -> list[tuple[str, str, list[str]]]:
+    """What became of the tensors of a weights file: in words, how many, which."""
     rows = []
     for key in ("loaded", "reshaped", "new", "unused"):
         value = receipt.get(key)

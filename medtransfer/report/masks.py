@@ -14,6 +14,7 @@ from markupsafe import Markup
 from medtransfer.metrics.intervals import Estimate
 from medtransfer.report import drawings, extras, figures
 from medtransfer.report.checklist import FIELDS, FIRST, LISTS, checklist, numbers
+from medtransfer.report.content import receipt_rows
 from medtransfer.report.figures import CYCLE, EVENT, INK, MODEL, THIRD, draw
 from medtransfer.report.outlines import Seen, drawing
 from medtransfer.report.sections import Section
@@ -112,7 +113,7 @@ def view(
         "author_keys": list(FIRST),
         "author_more": [k for k in FIELDS if k not in FIRST],
         "model": record.get("model") or {},
-        "receipt": _receipt(record, w),
+        "receipt": receipt_rows((record.get("model") or {}).get("receipt") or {}, w),
         "recipe": {k: _plain(v, w) for k, v in (record.get("recipe") or {}).items()},
         "plan": {k: _setting(v, w) for k, v in (record.get("segmentation_plan") or {}).items()},
         "finish": _finish(record, result.structures, w),
@@ -235,12 +236,6 @@ def _checklist(facts: SimpleNamespace, author: dict[str, str]) -> SimpleNamespac
         counts.append((name, len(asked - missing), len(asked)))
     shown = [{**r.__dict__, "where": r.where if r.where in here else "segmentation"} for r in rows]
     return SimpleNamespace(rows=shown, counts=counts)
-
-
-def _receipt(record: Mapping[str, Any], w: Words) -> list[tuple[str, str, list[str]]]:
-    from medtransfer.report.content import _receipt as rows
-
-    return rows((record.get("model") or {}).get("receipt") or {}, w)
 
 
 def _plain(value: object, w: Words) -> str:
