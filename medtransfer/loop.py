@@ -25,10 +25,10 @@ from medtransfer.metrics.classification import auroc
 from medtransfer.model import Model
 from medtransfer.predictions import BY_CLASS
 from medtransfer.recipe import Recipe
-from medtransfer.run import Run, append, read_checkpoint, save_checkpoint, write, write_json
+from medtransfer.run import Run, append, save_checkpoint, write, write_json
 from medtransfer.split import Fold
 from medtransfer.team import Team
-from medtransfer.training import State, Stop, average
+from medtransfer.training import State, Stop
 from medtransfer.tuned import choose, faster
 
 Watch = Callable[[dict[str, Any]], None]
@@ -178,7 +178,7 @@ class _Training:
         if model.description.dims == 2:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         start_from_prior(model.head, self.task, self.prior)
-        state = State.start(model, self.recipe, self.folder, self.job.seed)
+        state = State.start(model, self.recipe, self.folder, self.job.seed, self.job.model.state_dict())
         if self.recipe.start == "logistic" and not state.history:
             fitted, found = self.job.solve(self.fold)
             model.load_state_dict(fitted.state_dict())
@@ -345,14 +345,13 @@ class _Training:
         chosen, loss = [best], state.best
         for _, epoch in state.kept[1:]:
             if phase[0] <= epoch < phase[1]:
-                state.model.load_state_dict(average([state.file(e) for e in [*chosen, epoch]]))
+                state.model.load_state_dict(state.read(*chosen, epoch)[0])
                 choose(state.model, stages, self.recipe.tune, self.recipe.frozen_norms)
                 found = self.job.validate(self._chances(state.model, boundary), self.fold)["val_loss"]
                 if found is not None and found <= loss:
                     chosen, loss = [*chosen, epoch], found
         if self.team.first:
-            tensors, facts = read_checkpoint(state.file(best))
-            if len(chosen) > 1:
-                tensors, facts = average([state.file(e) for e in chosen]), facts | {"epoch": ",".join(map(str, chosen))}
+            tensors, facts = state.read(*chosen)
+            facts = facts | {"epoch": ",".join(map(str, chosen))}
             save_checkpoint(self.folder / "model.safetensors", tensors, facts)
             state.tidy(everything=True)
