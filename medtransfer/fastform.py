@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medtransfer.model import Model
 
 TOLERANCE = 1e-5  # of the features' scale
-_LEAST_SIDE = 96  # on smaller images nothing is gained
+_LEAST_SIDE = 64  # on smaller images little is gained
 
 Features = Callable[[Tensor], Tensor]
 
