@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,7 +244,7 @@ class _Training:
         steps = [order[i : i + size] for i in range(0, len(order), size)]
         if len(steps) > 1 and len(steps[-1]) == 1:
             steps[-2:] = [np.concatenate(steps[-2:])]  # batch statistics need two
-        with faster(state.model, state.adapters):
+        with nullcontext() if boundary.whole else faster(state.model, state.adapters):  # a head has nothing to fold
             while state.step < len(steps):
                 self._heed(state)
                 done = (state.epoch - phase[0]) * len(steps) + state.step
@@ -276,7 +277,7 @@ class _Training:
     def _step(self, state: State, boundary: Boundary, batch: NDArray[np.int64], factor: float) -> None:
         recipe, optimizer = self.recipe, state.optimizer
         generator = generator_of(self.job.seed, self.number, state.epoch, state.step, self.team.rank)
-        torch.manual_seed(generator.initial_seed())  # dropout has no generator of its own
+        _seed(generator.initial_seed(), self.device)  # dropout has no generator of its own
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.zero_grad(set_to_none=True)
@@ -355,3 +356,11 @@ class _Training:
             facts = facts | {"epoch": ",".join(map(str, chosen))}
             save_checkpoint(self.folder / "model.safetensors", tensors, facts)
             state.tidy(everything=True)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the default generator; where CUDA sleeps, torch would keep each call, with its stack, to repeat it there."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

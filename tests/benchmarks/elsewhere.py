@@ -174,7 +174,7 @@ def monai(asked: argparse.Namespace, clock: Clock) -> None:
 
 
 def fastai(asked: argparse.Namespace, clock: Clock) -> None:
-    """vision_learner, frozen, from image files as its tutorials have them; one batch is its validation part, not timed."""
+    """vision_learner, frozen, from image files as in its tutorials; one batch more is its validation part."""
     from fastai.vision.all import (
         Callback,
         ImageDataLoaders,

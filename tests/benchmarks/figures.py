@@ -15,7 +15,7 @@ FIGURE, RESULT = "FIGURE ", "RESULT "
 
 
 def figure(what: str, value: float, *, least: float | None = None, most: float | None = None, note: str = "") -> None:
-    """Print a ratio and the bar that it has to reach (``least``) or to stay under (``most``); none: told, not judged."""
+    """Print a ratio and the bar that it has to reach (``least``) or stay under (``most``), where there is one."""
     print(FIGURE + json.dumps({"what": what, "value": round(value, 3), "least": least, "most": most, "note": note}),
           flush=True)  # fmt: skip
 
