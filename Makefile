@@ -1,12 +1,14 @@
 # make demo : set up, then run the whole way on an embedded phantom cohort
 # make test : set up, then check style and types and run the tests, within minutes
+# make bench : benchmarks in their quick forms, into docs/benchmarks.md; OTHERS=python of other packages, BENCH="--only peers"
 # make test-all : the slow ones too (every architecture, ten thousand damaged files)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+OTHERS ?= $(BIN)/python
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/medtransfer demo --out runs/demo
@@ -18,6 +20,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/all.py --others $(OTHERS) $(BENCH)
 
 # set-up is skipped while neither the dependencies nor their pinned versions have changed
 $(STAMP): pyproject.toml constraints.txt

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -154,7 +155,7 @@ class Boundary:
         starts = [j for j in range(len(wanted)) if not j or wanted[j][1] != wanted[j - 1][1]] + [len(wanted)]
         name = f"activations, {size / 2**20:,.0f} MiB {where}" if shape else "features"
         bar = tqdm(total=len(wanted), desc=name, unit="case", disable=None if progress else True)
-        with bar, faster(self.model.eval()):
+        with bar, nullcontext() if self.whole else faster(self.model.eval()):  # the fast form folds by itself
             for low, high in pairwise(starts):  # a batch holds one view
                 for start in range(low, high, batch_size):
                     part = wanted[start : min(high, start + batch_size)]

@@ -5,7 +5,6 @@ It is traced from the model, checked against it on real images, and dropped wher
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from medtransfer.model import Model
 
 TOLERANCE = 1e-5  # of the features' scale
-_LEAST_SIDE = 96  # on smaller images nothing is gained
+_LEAST_SIDE = 64  # on smaller images little is gained
 
 Features = Callable[[Tensor], Tensor]
 
@@ -30,7 +29,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.stages = copy.deepcopy(model.stages)
+        self.stages = model.stages  # fusing makes layers anew and leaves these as they are
         self.pool_from, self.pool = model.description.pool_from, model.description.pool
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,8 +103,10 @@ def fast_form(model: Model) -> Features | None:
         return None
     if not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
         return None
+    if any(stage.training for stage in model.stages.values()):
+        return None
     try:
-        graph = fx.symbolic_trace(_Trunk(model).eval())
+        graph = fx.symbolic_trace(_Trunk(model))
     except (TypeError, RuntimeError, NotImplementedError, ValueError, AttributeError, fx.proxy.TraceError):
         return None  # a network whose path depends on its input
     if not _fuse(graph):

@@ -226,7 +226,7 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
 
 def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) -> dict[str, object]:
     """What the report says about the model and how it was trained."""
-    d, final = model.description, run.model(0)
+    d = model.description
     learned = list(recipe.trainable(recipe.epochs - 1, list(model.stages)))
     plan = recipe.describe(model)
     history = [
@@ -242,14 +242,14 @@ def _facts(model: Model, run: Run, recipe: Recipe, seed: int, seconds: float) ->
             "source": d.weights["origin"],
             "sha256": d.weights["sha256"],
             "licence": d.weights["licence"],
-            "parameters": sum(p.numel() for p in final.parameters()),
+            "parameters": sum(p.numel() for p in model.parameters()),
             "trainable": plan[-1]["parameters"],
             "dims": d.dims,
             "in_channels": d.in_channels,
             "input": f"{d.in_channels} × {size}"
             + (f", up to {run.cohort.bags} images a case" if run.cohort.bags else ""),
             "task": d.task,
-            "head": str(final.head),
+            "head": str(model.head),
             "pool_from": list(d.pool_from),
             "pool": d.pool,
             "until": d.until,

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,10 @@ from medtransfer.metrics.classification import auroc
 from medtransfer.model import Model
 from medtransfer.predictions import BY_CLASS
 from medtransfer.recipe import Recipe
-from medtransfer.run import Run, append, read_checkpoint, save_checkpoint, write, write_json
+from medtransfer.run import Run, append, save_checkpoint, write, write_json
 from medtransfer.split import Fold
 from medtransfer.team import Team
-from medtransfer.training import State, Stop, average
+from medtransfer.training import State, Stop
 from medtransfer.tuned import choose, faster
 
 Watch = Callable[[dict[str, Any]], None]
@@ -178,7 +179,7 @@ class _Training:
         if model.description.dims == 2:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         start_from_prior(model.head, self.task, self.prior)
-        state = State.start(model, self.recipe, self.folder, self.job.seed)
+        state = State.start(model, self.recipe, self.folder, self.job.seed, self.job.model.state_dict())
         if self.recipe.start == "logistic" and not state.history:
             fitted, found = self.job.solve(self.fold)
             model.load_state_dict(fitted.state_dict())
@@ -243,7 +244,7 @@ class _Training:
         steps = [order[i : i + size] for i in range(0, len(order), size)]
         if len(steps) > 1 and len(steps[-1]) == 1:
             steps[-2:] = [np.concatenate(steps[-2:])]  # batch statistics need two
-        with faster(state.model, state.adapters):
+        with nullcontext() if boundary.whole else faster(state.model, state.adapters):  # a head has nothing to fold
             while state.step < len(steps):
                 self._heed(state)
                 done = (state.epoch - phase[0]) * len(steps) + state.step
@@ -276,7 +277,7 @@ class _Training:
     def _step(self, state: State, boundary: Boundary, batch: NDArray[np.int64], factor: float) -> None:
         recipe, optimizer = self.recipe, state.optimizer
         generator = generator_of(self.job.seed, self.number, state.epoch, state.step, self.team.rank)
-        torch.manual_seed(generator.initial_seed())  # dropout has no generator of its own
+        _seed(generator.initial_seed(), self.device)  # dropout has no generator of its own
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         optimizer.zero_grad(set_to_none=True)
@@ -345,14 +346,21 @@ class _Training:
         chosen, loss = [best], state.best
         for _, epoch in state.kept[1:]:
             if phase[0] <= epoch < phase[1]:
-                state.model.load_state_dict(average([state.file(e) for e in [*chosen, epoch]]))
+                state.model.load_state_dict(state.read(*chosen, epoch)[0])
                 choose(state.model, stages, self.recipe.tune, self.recipe.frozen_norms)
                 found = self.job.validate(self._chances(state.model, boundary), self.fold)["val_loss"]
                 if found is not None and found <= loss:
                     chosen, loss = [*chosen, epoch], found
         if self.team.first:
-            tensors, facts = read_checkpoint(state.file(best))
-            if len(chosen) > 1:
-                tensors, facts = average([state.file(e) for e in chosen]), facts | {"epoch": ",".join(map(str, chosen))}
+            tensors, facts = state.read(*chosen)
+            facts = facts | {"epoch": ",".join(map(str, chosen))}
             save_checkpoint(self.folder / "model.safetensors", tensors, facts)
             state.tidy(everything=True)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the default generator; where CUDA sleeps, torch would keep each call, with its stack, to repeat it there."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

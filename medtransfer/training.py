@@ -34,13 +34,15 @@ class State:
 
     ``kept`` lists validation loss and epoch of the checkpoints that are kept, best first. A kept file is named by its
     epoch and never changed, and none is removed before ``last`` no longer needs it: whenever the process
-    is killed, ``last`` and the files it names fit together.
+    is killed, ``last`` and the files it names fit together. Where ``base`` holds the weights that training began with,
+    stages that have not learned are left out of these files: a head that learns alone writes kilobytes.
     """
 
     model: Model
     recipe: Recipe
     folder: Path
     seed: int
+    base: dict[str, Tensor] = field(default_factory=dict, repr=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     adapters: Adapters | None = None
     shadow: dict[str, Tensor] = field(default_factory=dict)
@@ -54,9 +56,11 @@ class State:
     scale: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, model: Model, recipe: Recipe, folder: Path, seed: int) -> State:
+    def start(
+        cls, model: Model, recipe: Recipe, folder: Path, seed: int, base: dict[str, Tensor] | None = None
+    ) -> State:
         """From the beginning, or from where the last checkpoint stands."""
-        state = cls(model, recipe, folder, seed)
+        state = cls(model, recipe, folder, seed, base or {})
         last = folder / "last.safetensors"
         if not last.is_file():
             state._equip()
@@ -66,7 +70,7 @@ class State:
             setattr(state, name, tuple(value) if name == "phase" and value else value)
         state.kept = [(loss, epoch) for loss, epoch in state.kept]
         state._equip()
-        model.load_state_dict(_part(tensors, "model."))
+        model.load_state_dict(state.base | _part(tensors, "model."))
         if state.adapters is not None:
             state.adapters.load_state_dict(_part(tensors, "lora."))
         for name, value in _part(tensors, "ema.").items():
@@ -97,7 +101,7 @@ class State:
         """A new phase starts from the best model so far, with a new optimizer that holds no old momentum."""
         if self.phase != phase:
             if self.kept:
-                self.model.load_state_dict(read_checkpoint(self.file(self.kept[0][1]))[0])
+                self.model.load_state_dict(self.read(self.kept[0][1])[0])
             self.phase, self.waited = phase, 0
             self._equip()
 
@@ -145,13 +149,29 @@ class State:
         ranked = sorted([*self.kept, (loss, self.epoch)])[: self.recipe.average]
         if write and (loss, self.epoch) in ranked:
             with self.shown():
-                tensors = self.model.state_dict()
+                tensors = self._changed()
                 tensors = tensors if self.adapters is None else self.adapters.merge(tensors)
                 facts = {"description": self.model.description.to_json(), "epoch": str(self.epoch)}
                 save_checkpoint(self.file(self.epoch), tensors, facts)
         self.kept = ranked
         self.waited = 0 if better else self.waited + 1
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+
+    def _changed(self) -> dict[str, Tensor]:
+        """The model's tensors, without those of stages that have not learned where ``base`` has them."""
+        tensors = self.model.state_dict()
+        if not self.base:
+            return tensors
+        learned = self.recipe.trainable(self.phase[0], list(self.model.stages)) if self.phase else ()
+        frozen = tuple(f"stages.{stage}." for stage in self.model.stages if stage not in learned)
+        return {k: v for k, v in tensors.items() if not k.startswith(frozen)}
+
+    def read(self, *epochs: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Every tensor of a kept epoch, or the mean of several, and the facts of the first."""
+        found, facts = read_checkpoint(self.file(epochs[0]))
+        if len(epochs) > 1:
+            found = average([self.file(epoch) for epoch in epochs])
+        return self.base | found, facts
 
     def file(self, epoch: int) -> Path:
         """Where the weights of an epoch are kept."""
@@ -165,7 +185,7 @@ class State:
 
     def save(self) -> None:
         """Model, optimizer and counters in one file."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self._changed().items()}
         tensors |= {f"ema.{k}": v for k, v in self.shadow.items()}
         if self.adapters is not None:
             tensors |= {f"lora.{k}": v for k, v in self.adapters.state_dict().items()}

@@ -61,9 +61,12 @@ def test_frozen_parameters_and_buffers_are_bit_identical(cohort, tmp_path):
     run = fit(model, cohort, split_by_patient(cohort), PREPARE, FINETUNE, out=tmp_path / "r", progress=False)
     after = {k[6:]: v for k, v in weights_of(run, name="last").items() if k.startswith("model.")}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # the model passed in
-    frozen = [k for k in after if k.startswith(("stages.stem", "stages.layer1"))]
+    assert not any(k.startswith(("stages.stem", "stages.layer1")) for k in after)  # a checkpoint leaves them out
+    final = weights_of(run)
+    frozen = [k for k in final if k.startswith(("stages.stem", "stages.layer1"))]
     assert any("running_mean" in k for k in frozen)
-    assert all(torch.equal(after[k], before[k]) for k in frozen)
+    assert all(torch.equal(final[k], before[k]) for k in frozen)
+    assert final.keys() == before.keys()
     learned = [k for k in after if k.startswith(("stages.layer2", "head")) and "weight" in k]
     norms = [k for k in after if k.startswith("stages.layer2") and (".bn" in k or "downsample.1" in k)]
     assert all(not torch.equal(after[k], before[k]) for k in learned if k not in norms)
@@ -280,3 +283,12 @@ def test_no_identifier_leaves_memory(tmp_path):
     private = tmp_path / "r" / "private" / "ids.csv"
     assert b"CANARY" in private.read_bytes()
     assert private.stat().st_mode & 0o077 == 0
+
+
+def test_a_head_that_learns_alone_writes_no_backbone_until_the_end(cohort, tmp_path):
+    model = small()
+    run = fit(model, cohort, split_by_patient(cohort), PREPARE, FINETUNE.model_copy(update={"method": "probe"}),
+              out=tmp_path / "r", progress=False)  # fmt: skip
+    names = {k.split(".")[1] for k in weights_of(run, name="last") if k.startswith("model.")}
+    assert names == {"head"}
+    assert weights_of(run).keys() == model.state_dict().keys()

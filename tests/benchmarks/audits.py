@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from figures import figure
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -75,6 +76,9 @@ def main() -> None:
     for name, found in (("marker", planted), ("no marker", honest)):
         counts = {s: sum(s in f for f in found) for s in ("serious", "caution")}
         print(f"{name}: flagged serious in {counts['serious']}, caution in {counts['caution']} of {len(found)}")
+        wrong = counts["serious"] / len(found)
+        note = f"{len(found)} cohorts"
+        figure(f"Planted shortcut, {name}: share flagged serious", wrong, note=note)
     for folds, hits in included.items():
         share, mean = sum(h for h, _ in hits), np.mean([v for _, v in hits])
         print(f"shuffled, {folds or 'no'} folds: .5 inside in {share} of {len(hits)}, mean AUROC {mean:.3f}")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from figures import figure
 
 from medtransfer.metrics import classification as c
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, boundary_auroc, interval, proportion
@@ -113,6 +114,8 @@ def main() -> None:
                         held[kind].append(e.low <= truth <= e.high)
             shares = [f"{100 * np.mean(held[kind]):.1f} %" for kind in ("patient", "image")]
             print(f"| {name} | {truth:.3f} | {patients} | {shares[0]} | {shares[1]} |", flush=True)
+            figure(f"Coverage of 95 % intervals, {name}, {patients} patients", float(np.mean(held["patient"])),
+                   note=f"{options.simulations} simulations; by images {shares[1]}")  # fmt: skip
     print(f"\n{time.process_time() - start:.0f} s of one core")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import figure
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
@@ -127,6 +128,9 @@ def compare(
                 row |= {"better": f"{int((gain > 0).sum())}/{draws}"}
             rows.append(row)
             print(json.dumps(row), flush=True)
+            if "gain" in row:
+                figure(f"{name}, {pool}, n={n}: AUROC of embedded weights less untrained", row["gain"],
+                       note=f"embedded {row['embedded']}, untrained {row['random']}, {draws} draws")  # fmt: skip
     return rows
 
 

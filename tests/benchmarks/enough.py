@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from figures import figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -64,6 +65,9 @@ def main() -> None:
             inside += low <= found <= high
         errors = np.array(errors)
         n = full or len(train)
+        close = float((abs(errors) <= 0.02).mean())
+        figure(f"Learning curve, {n} cases foretold from {n // 2}: share within .02 AUROC", close,
+               note=f"{asked.seeds} seeds")  # fmt: skip
         print(
             f"{n} cases from {n // 2}: within .02 in {(abs(errors) <= 0.02).sum()} of "
             f"{asked.seeds}, inside the band in {inside}; mean error {errors.mean():+.4f}, largest "

@@ -8,6 +8,7 @@ import sys
 import time
 
 import torch
+from figures import figure
 
 from medtransfer.certify import fill
 from medtransfer.fastform import features_of
@@ -35,6 +36,7 @@ def measure(name: str, *, side: int = 224, batch: int = 8, rounds: int = 4) -> N
     error = float((found - wanted).abs().max() / wanted.abs().max())
     print(f"{name:<24} eager {eager * 1e3:7.1f} ms an image, fast {fused * 1e3:7.1f} ms: {eager / fused:4.2f} times "
           f"faster, largest difference {error:.1e} of the scale")  # fmt: skip
+    figure(f"{name}, forward pass at {side} px: eager over the fast form", eager / fused, note="processor time")
 
 
 if __name__ == "__main__":

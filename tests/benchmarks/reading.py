@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from figures import figure
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -81,6 +82,8 @@ def compare(title: str, ways: dict[str, Callable[[], object]], rounds: int) -> d
     print(f"\n{title}")
     for name, seconds in best.items():
         print(f"  {name:44s} {seconds:8.3f} s   medtransfer takes {ours / seconds:6.3f} of it")
+        if name != "medtransfer":
+            figure(f"{title}: {name} over medtransfer", seconds / ours, note=f"least of {rounds}")
     return best
 
 

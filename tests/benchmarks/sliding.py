@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from figures import figure
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import SegResNet, UNet
 
@@ -64,6 +65,9 @@ def main() -> None:
     ours_, pure_, monai_ = found["medtransfer"], found["pure"], found["MONAI, defaults"]
     print(f"to pure compute {ours_[0] / pure_[0]:.3f} CPU, {ours_[1] / pure_[1]:.3f} wall (at most 1.1)")
     print(f"MONAI's defaults to it {monai_[0] / ours_[0]:.2f} CPU, {monai_[1] / ours_[1]:.2f} wall (at least 2)")
+    title = f"Sliding windows, {options.net}, {size}^3"
+    figure(f"{title}: medtransfer over pure compute", ours_[0] / pure_[0], most=1.1, note="processor time")
+    figure(f"{title}: MONAI's defaults over medtransfer", monai_[0] / ours_[0], least=2, note="processor time")
     print(f"largest difference from MONAI's Gaussian at the same windows {same:.2e} (at most 1e-5)")
 
 

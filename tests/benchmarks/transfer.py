@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import figure
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -87,6 +88,8 @@ def main(seeds: int, side: int) -> None:
                 gains = pairs[:, 0] - pairs[:, 1]
                 print(f"{title:<24}{name:<22}{n:>5}{pairs[:, 0].mean():>10.3f}{pairs[:, 1].mean():>8.3f}"
                       f"{gains.mean():>+8.3f}  {' '.join(f'{g:+.3f}' for g in gains)}", flush=True)  # fmt: skip
+                figure(f"{title}, {name}, n={n}: AUROC of ImageNet weights less untrained", gains.mean(),
+                       note=f"{pairs[:, 0].mean():.3f} and {pairs[:, 1].mean():.3f}, {seeds} draws")  # fmt: skip
 
 
 if __name__ == "__main__":

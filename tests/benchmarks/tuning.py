@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import figure
 from torch import nn
 from torch.nn import functional as F
 
@@ -45,6 +46,8 @@ def alternate(title: str, forms: dict[str, Callable[[], object]], rounds: int) -
     for name, values in seconds.items():
         ratios[name] = statistics.median(a / b for a, b in zip(values, first, strict=True))
         print(f"  {name:<58} {statistics.median(values):8.3f} s   {ratios[name]:.3f}", flush=True)
+    for name in list(forms)[1:]:
+        figure(f"{title}: {name}, over {next(iter(forms))}", ratios[name], note="processor time")
     return ratios
 
 
