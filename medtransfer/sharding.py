@@ -45,9 +45,15 @@ def shard(model: Model, stages: Sequence[str], recipe: Recipe, mesh: DeviceMesh)
         for unit in [*_blocks(stage), stage]:  # the stage holds its blocks together and has no more of its own
             unit.to(mesh.device_type, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             if unit is stage or set(unit.parameters()) - kept:
+                unit.register_forward_hook(_own)
                 done = fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
                 done.set_gradient_divide_factor(1.0)
                 done.set_force_sum_reduction_for_comms(True)
+
+
+def _own(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    """What a block says, in memory of its own: changed in place, a view would lose the call for the block's weights."""
+    return output.clone() if output._is_view() else output
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
