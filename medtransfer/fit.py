@@ -70,7 +70,9 @@ def fit(
         Processes a machine, and machines: start that many with ``torchrun`` or ``srun``. A step and its batch stay
         what they are; each process computes its share.
     strategy : {'auto', 'ddp', 'fsdp'}
-        How several processes share the work: each holds the whole network (``ddp``, which ``auto`` takes).
+        How several processes share the work: each holds the whole network (``ddp``, which ``auto`` takes), or a piece
+        of the stages that learn, of their gradients and of the optimizer's state (``fsdp``). It changes no file's form:
+        a run may go on with the other one.
     precision : {'32-true', 'bf16-mixed', '16-mixed'}
         Of what learns; weights, frozen features and evaluation stay float32. ``16-mixed`` scales the loss, so that
         small gradients do not vanish, and needs a CUDA device.
@@ -109,13 +111,16 @@ def fit(
     }
     asked |= {} if precision == "32-true" else {"precision": precision}
     asked |= {"bag": cohort.bags} if cohort.bags else {}
-    if strategy == "fsdp":
+    if strategy == "fsdp" and cohort.bags and recipe.learns:
         raise ConfigError(
-            "weights sharded over devices are not offered",
+            "bags of images and weights sharded over devices do not go together",
             where="strategy",
             got=strategy,
             fix="strategy: ddp, and recipe.tune: lora where the network is too large",
         )
+    if strategy == "fsdp" and precision == "16-mixed":
+        raise ConfigError("the loss is not scaled where weights are sharded over devices", where="precision",
+                          got=precision, fix="precision: bf16-mixed, or 32-true")  # fmt: skip
     fabric = Fabric(
         accelerator=accelerator,
         devices=devices,
@@ -127,7 +132,7 @@ def fit(
         raise ConfigError("16-mixed needs a CUDA device", where="precision", got=str(fabric.device),
                           fix="precision: bf16-mixed, or 32-true")  # fmt: skip
     fabric.launch()
-    team = Team(fabric)
+    team = Team(fabric, sharded=strategy == "fsdp")
     if team.first:
         begin(out, asked, cohort, split)
     team.wait()

@@ -27,6 +27,7 @@ from medtransfer.model import Model
 from medtransfer.predictions import BY_CLASS
 from medtransfer.recipe import Recipe
 from medtransfer.run import Run, append, save_checkpoint, write, write_json
+from medtransfer.sharding import clip, load
 from medtransfer.split import Fold
 from medtransfer.team import Team
 from medtransfer.training import State, Stop
@@ -64,10 +65,13 @@ class Job:
         """What the first stages, which are frozen, say about each case; the same for all folds."""
         if first not in self._boundaries:
             whole = len(self.model.stages)
-            self._boundaries = {k: b for k, b in self._boundaries.items() if k == whole}  # large ones one at a time
+            stays = whole if self.team.mesh is None else -1  # beside sharded weights there is no room
+            self._boundaries = {k: b for k, b in self._boundaries.items() if k == stays}  # large ones one at a time
             device = self.team.fabric.device
-            frozen = copy.deepcopy(self.model).to(device).eval()
+            frozen = copy.deepcopy(self.model).eval()
             frozen.train_only(())
+            for stage in list(frozen.stages)[:first]:
+                frozen.stages[stage].to(device)
             views = Views(self.run.prepared, self.augment, self.seed)
             made = Boundary(frozen, views, first, half=self.recipe.cache == "float16", device=device)
             if first and self.recipe.cache != "off":
@@ -175,11 +179,13 @@ class _Training:
         """All epochs, from wherever the fold stands."""
         from tqdm import tqdm
 
-        model = copy.deepcopy(self.job.model).to(self.device)
-        if model.description.dims == 2:
+        model, mesh = copy.deepcopy(self.job.model), self.team.mesh
+        (model if mesh is None else model.head).to(self.device)  # stages follow in pieces when they learn
+        if mesh is None and model.description.dims == 2:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         start_from_prior(model.head, self.task, self.prior)
-        state = State.start(model, self.recipe, self.folder, self.job.seed, self.job.model.state_dict())
+        base = self.job.model.state_dict()
+        state = State.start(model, self.recipe, self.folder, self.job.seed, base, mesh)
         if self.recipe.start == "logistic" and not state.history:
             fitted, found = self.job.solve(self.fold)
             model.load_state_dict(fitted.state_dict())
@@ -203,15 +209,13 @@ class _Training:
                 started = time.monotonic()
                 entry = self._epoch(state)
                 state.history.append(entry)
+                state.next_epoch(entry["val_loss"], write=self.team.first)
+                state.scale = self.scaler.state_dict()
+                state.save(write=self.team.first)
                 if self.team.first:
-                    state.next_epoch(entry["val_loss"])
-                    state.scale = self.scaler.state_dict()
-                    state.save()
                     state.tidy()
                     facts = {"seconds": round(time.monotonic() - started, 3), "learning_rate": self._rate(state)}
                     self.job.log(entry | facts)
-                else:
-                    state.next_epoch(entry["val_loss"], write=False)
                 self.team.wait()
                 bar.update()
                 bar.set_postfix(val_loss=f"{entry['val_loss']:.3f}", best=f"{state.best:.3f}")
@@ -264,9 +268,8 @@ class _Training:
         """Stop between two steps if a signal came to any of the processes."""
         if not self.team.sum(float(self.stop.is_set())):
             return
-        if self.team.first:
-            state.scale = self.scaler.state_dict()
-            state.save()
+        state.scale = self.scaler.state_dict()
+        state.save(write=self.team.first)
         self.team.wait()
         raise Interrupted(
             f"stopped in fold {self.number}, epoch {state.epoch}, step {state.step}; everything is saved",
@@ -282,16 +285,17 @@ class _Training:
             group["lr"] = group["peak_lr"] * factor
         optimizer.zero_grad(set_to_none=True)
         view = self.job.view(state.epoch, boundary.whole)
-        share, total = self.team.share(batch), 0.0
+        share, own, total = self.team.share(batch), self.team.own(len(batch)), 0.0
         for part in np.array_split(share, math.ceil(len(share) / recipe.batch_size)) if len(share) else []:
-            loss = self._loss(state, boundary, part, view, generator)
-            self._check(loss, part, state)
+            loss = self._loss(state, boundary, part, view, generator)[:own]
+            own -= len(loss)
+            self._check(loss, part[: len(loss)], state)
             self.scaler.scale(loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach().sum())
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.team.sum_gradients(parameters)
         self.scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        clip(parameters, recipe.clip)
         self.scaler.step(optimizer)  # left out where a scaled gradient is not finite
         self.scaler.update()
         state.follow()
@@ -346,7 +350,7 @@ class _Training:
         chosen, loss = [best], state.best
         for _, epoch in state.kept[1:]:
             if phase[0] <= epoch < phase[1]:
-                state.model.load_state_dict(state.read(*chosen, epoch)[0])
+                load(state.model, state.read(*chosen, epoch)[0])
                 choose(state.model, stages, self.recipe.tune, self.recipe.frozen_norms)
                 found = self.job.validate(self._chances(state.model, boundary), self.fold)["val_loss"]
                 if found is not None and found <= loss:

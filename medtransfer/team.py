@@ -14,19 +14,28 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from medtransfer.sharding import spread
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Team:
     """This process among its peers; alone, everything here does nothing.
 
     Gradients are summed over the processes in one message a step, so that low-rank additions, folded
-    normalisation and cached activations need no wrapper around the model.
+    normalisation and cached activations need no wrapper around the model. Weights that are spread over the
+    processes (see :mod:`medtransfer.sharding`) are gathered by all of them at once, so each takes as many steps.
     """
 
-    def __init__(self, fabric: Fabric) -> None:
+    def __init__(self, fabric: Fabric, *, sharded: bool = False) -> None:
         self.fabric, self.rank, self.size = fabric, int(fabric.global_rank), int(fabric.world_size)
+        self.mesh: DeviceMesh | None = None
+        if sharded and self.size > 1:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            self.mesh = init_device_mesh(self._device.type, (self.size,))
 
     @property
     def first(self) -> bool:
@@ -34,8 +43,14 @@ class Team:
         return self.rank == 0
 
     def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's part of some cases."""
-        return indices[self.rank :: self.size]
+        """This process's part of some cases; with sharded weights as long as any other, a case too many at its end."""
+        part = indices[self.rank :: self.size]
+        short = self.mesh is not None and len(part) < math.ceil(len(indices) / self.size)
+        return np.append(part, indices[:1]) if short else part
+
+    def own(self, n: int) -> int:
+        """How many of n cases this process's part counts."""
+        return len(range(self.rank, n, self.size))
 
     def sum(self, value: float) -> float:
         """Sum of a number over the processes."""
@@ -46,7 +61,8 @@ class Team:
         return float(whole)
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Add up the gradients of all processes."""
+        """Add up the gradients of all processes; those of sharded weights arrive so."""
+        parameters = [p for p in parameters if not spread(p)]
         if self.size == 1:
             return
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -63,7 +79,7 @@ class Team:
         torch.distributed.all_gather_object(parts, part)
         whole = np.empty((n, *part.shape[1:]), part.dtype)
         for rank, rows in enumerate(parts):
-            whole[rank :: self.size] = rows
+            whole[rank :: self.size] = rows[: len(range(rank, n, self.size))]
         return whole
 
     def wait(self) -> None:

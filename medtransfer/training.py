@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from medtransfer.model import Model
 from medtransfer.recipe import Recipe
 from medtransfer.run import read_checkpoint, save_checkpoint
+from medtransfer.sharding import like, load, shard, spread, whole
 from medtransfer.tuned import Adapters
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 _PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history", "scale")
 
@@ -36,6 +40,8 @@ class State:
     epoch and never changed, and none is removed before ``last`` no longer needs it: whenever the process
     is killed, ``last`` and the files it names fit together. Where ``base`` holds the weights that training began with,
     stages that have not learned are left out of these files: a head that learns alone writes kilobytes.
+    With a ``mesh`` the stages that learn are spread over its processes, and all of them take part in writing, though
+    one writes.
     """
 
     model: Model
@@ -43,6 +49,7 @@ class State:
     folder: Path
     seed: int
     base: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    mesh: DeviceMesh | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     adapters: Adapters | None = None
     shadow: dict[str, Tensor] = field(default_factory=dict)
@@ -57,10 +64,16 @@ class State:
 
     @classmethod
     def start(
-        cls, model: Model, recipe: Recipe, folder: Path, seed: int, base: dict[str, Tensor] | None = None
+        cls,
+        model: Model,
+        recipe: Recipe,
+        folder: Path,
+        seed: int,
+        base: dict[str, Tensor] | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> State:
         """From the beginning, or from where the last checkpoint stands."""
-        state = cls(model, recipe, folder, seed, base or {})
+        state = cls(model, recipe, folder, seed, base or {}, mesh)
         last = folder / "last.safetensors"
         if not last.is_file():
             state._equip()
@@ -70,17 +83,18 @@ class State:
             setattr(state, name, tuple(value) if name == "phase" and value else value)
         state.kept = [(loss, epoch) for loss, epoch in state.kept]
         state._equip()
-        model.load_state_dict(state.base | _part(tensors, "model."))
+        load(model, state.base | _part(tensors, "model."))
         if state.adapters is not None:
             state.adapters.load_state_dict(_part(tensors, "lora."))
         for name, value in _part(tensors, "ema.").items():
-            state.shadow[name].copy_(value)
+            state.shadow[name].copy_(like(value, state.shadow[name]))
         names = state._names()
         for key, value in _part(tensors, "optim.").items():
             slot, name = key.split(":", 1)
             parameter = names[name]
-            same = value if value.ndim != parameter.ndim else torch.empty_like(parameter).copy_(value)
-            state.optimizer.state[parameter][slot] = same
+            if value.ndim == parameter.ndim:
+                value = torch.empty_like(parameter).copy_(like(value, parameter))
+            state.optimizer.state[parameter][slot] = value
         return state
 
     @property
@@ -101,7 +115,7 @@ class State:
         """A new phase starts from the best model so far, with a new optimizer that holds no old momentum."""
         if self.phase != phase:
             if self.kept:
-                self.model.load_state_dict(self.read(self.kept[0][1])[0])
+                load(self.model, self.read(self.kept[0][1])[0])
             self.phase, self.waited = phase, 0
             self._equip()
 
@@ -109,6 +123,8 @@ class State:
         """Low-rank additions, optimizer and moving average of the phase."""
         self.adapters, self.shadow = None, {}
         stages = self.recipe.trainable(self.phase[0], list(self.model.stages)) if self.phase else ()
+        if stages and self.mesh is not None:
+            shard(self.model, stages, self.recipe, self.mesh)
         if stages and self.recipe.tune == "lora":
             self.adapters = Adapters(self.model, stages, self.recipe.lora_rank, seed=self.seed)
         self.optimizer = optimizer_of(self.model, self.recipe, self.adapters)
@@ -147,12 +163,13 @@ class State:
         """Keep the weights if they are among the best, and count on."""
         better = loss < self.best
         ranked = sorted([*self.kept, (loss, self.epoch)])[: self.recipe.average]
-        if write and (loss, self.epoch) in ranked:
+        if (loss, self.epoch) in ranked:
             with self.shown():
-                tensors = self._changed()
+                tensors = whole(self._changed(), keep=write)
                 tensors = tensors if self.adapters is None else self.adapters.merge(tensors)
                 facts = {"description": self.model.description.to_json(), "epoch": str(self.epoch)}
-                save_checkpoint(self.file(self.epoch), tensors, facts)
+                if write:
+                    save_checkpoint(self.file(self.epoch), tensors, facts)
         self.kept = ranked
         self.waited = 0 if better else self.waited + 1
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
@@ -183,7 +200,7 @@ class State:
         for path in set(self.folder.glob("kept-*.safetensors")) - needed:
             path.unlink(missing_ok=True)
 
-    def save(self) -> None:
+    def save(self, *, write: bool = True) -> None:
         """Model, optimizer and counters in one file."""
         tensors = {f"model.{k}": v for k, v in self._changed().items()}
         tensors |= {f"ema.{k}": v for k, v in self.shadow.items()}
@@ -194,7 +211,9 @@ class State:
         for parameter, slots in self.optimizer.state.items():
             tensors |= {f"optim.{slot}:{names[parameter]}": v for slot, v in slots.items()}
         plain = {k: getattr(self, k) for k in _PLAIN}
-        save_checkpoint(self.folder / "last.safetensors", tensors, {"state": json.dumps(plain)})
+        tensors = whole(tensors, keep=write)
+        if write:
+            save_checkpoint(self.folder / "last.safetensors", tensors, {"state": json.dumps(plain)})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -204,15 +223,15 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def optimizer_of(model: Model, recipe: Recipe, adapters: Adapters | None = None) -> torch.optim.AdamW:
     """One group a stage and kind of parameter; parameters that do not learn get no gradient and stay."""
     rates = recipe.stage_lr(list(model.stages)) | {"head": recipe.lr}
-    members: dict[tuple[float, float], list[nn.Parameter]] = {}
+    members: dict[tuple[float, float, bool], list[nn.Parameter]] = {}  # an update takes one kind of tensor
     for name, part in [*model.stages.items(), ("head", model.head)]:
         for parameter in part.parameters():  # biases and normalisation are vectors and do not decay
             decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
-            members.setdefault((rates[name], decay), []).append(parameter)
+            members.setdefault((rates[name], decay, spread(parameter)), []).append(parameter)
     for name, parameter in adapters.named_parameters() if adapters is not None else ():
         stage = name.split("/")[1]
-        members.setdefault((rates[stage], recipe.weight_decay), []).append(parameter)
-    groups = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in members.items()]
+        members.setdefault((rates[stage], recipe.weight_decay, False), []).append(parameter)
+    groups = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay, _), p in members.items()]
     return torch.optim.AdamW(groups, fused=next(model.parameters()).device.type in ("cpu", "cuda"))
 
 
