@@ -28,7 +28,7 @@ others in turn. Network weights are random where only speed is measured. A bar i
 figure has to reach (≥) or to stay under (≤); a missed one is marked. The load tells how busy the machine was.
 """
 QUICK = {  # in the order of the page; what needs the data beside the repository says so itself
-    "peers": "--side 64 224 --rounds 3 --few 64",
+    "peers": "--side 64 224 --rounds 3 --few 256",
     "tuning_peers": "--side 224 --images 64 --rounds 1",
     "frozen": "resnet50 resnet18 densenet121",
     "tuning": "--batch 8 --rounds 3",
