@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 
 def allocate(
-    counts: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator, *, cover: bool = True
+    counts: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    rng: np.random.Generator,
+    *,
+    cover: bool = True,
+    sizes: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64] | None:
     """Which part each group goes to.
 
@@ -23,6 +28,8 @@ def allocate(
         Breaks ties: shuffles groups of equal size.
     cover : bool
         Every part must have every class; else every part must have some group.
+    sizes : ndarray (groups,) or None
+        Cases that a group has, where a case may count in several columns or in none.
 
     Returns
     -------
@@ -38,7 +45,8 @@ def allocate(
     [[6.0, 6.0], [2.0, 2.0], [2.0, 2.0]]
     """
     has = counts > 0 if cover else np.ones((len(counts), 1), dtype=bool)
-    counts = np.column_stack([counts, counts.sum(axis=1)])  # sizes are kept in proportion like classes
+    sizes = counts.sum(axis=1) if sizes is None else sizes
+    counts = np.column_stack([counts, sizes])  # sizes are kept in proportion like classes
     target = shares[:, None] * counts.sum(axis=0)  # (parts, classes + 1)
     weight = 1 / np.where(target > 0, target, 1)
     order = rng.permutation(len(counts))

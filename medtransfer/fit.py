@@ -96,7 +96,7 @@ def fit(
     augment = augment or Augment()
     out = Path(out)
     split.check(cohort)
-    _check(model, cohort, prepare, recipe, split)
+    check_fit(model, cohort, prepare, recipe, split)
     asked = {
         "model": json.loads(model.description.to_json()),
         "tensors": _digest(model),
@@ -163,7 +163,13 @@ def _digest(model: Model) -> str:
     return fingerprint(*(part for k, v in model.state_dict().items() for part in (k, v.detach().cpu().numpy())))
 
 
-def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split: Split) -> None:
+def check_fit(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split: Split) -> None:
+    """Refuse a model, cohort, preparation and recipe that do not fit together, before anything is computed.
+
+    Raises
+    ------
+    ConfigError
+    """
     d = model.description
     if d.task != cohort.task:
         raise ConfigError(
@@ -189,6 +195,7 @@ def _check(model: Model, cohort: Cohort, prepare: Prepare, recipe: Recipe, split
             f"there is no stage '{recipe.unfreeze_from}'",
             where="recipe.unfreeze_from",
             got=f"stages {', '.join(model.stages)}",
+            fix="name one of these, or count from the end: -2 is the last two",
         )
     if (
         recipe.tune == "norms"

@@ -73,6 +73,7 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
     from medtransfer.dryrun import cache_sizes
+    from medtransfer.fit import check_fit
     from medtransfer.reasons import reasons
 
     cohort = load_cohort(experiment, progress=progress)
@@ -82,6 +83,7 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     model = make_model(experiment, cohort)
     recipe = make_recipe(experiment, model, len(split.folds[0].train))
     prepare = experiment.settings["prepare"]
+    check_fit(model, cohort, prepare, recipe, split)
     first = cohort.cases[0].pieces()[0]
     shape = prepare(first.read(), where=first.alias).shape
     return {

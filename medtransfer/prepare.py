@@ -152,6 +152,13 @@ class Prepare(BaseModel):
                 got=f"shape {image.array.shape}",
                 fix="choose one frame or time point a case",
             )
+        if self.window_hu and image.modality == "" and image.value_range == (0.0, 255.0):
+            raise PrepareError(
+                "Hounsfield units are asked for, and this image holds 8 bits of grey",
+                where=where,
+                got=f"{image.array.dtype}, values 0 to 255",
+                fix="use scale: range instead of window_hu, or the original CT files",
+            )
         if self.window_hu and image.modality not in {"CT", ""}:
             raise PrepareError(
                 "window_hu is given in Hounsfield units, which only CT has",

@@ -320,9 +320,8 @@ def _divide(cohort: Cohort, cases: NDArray[np.int64], shares: dict[str, float], 
     np.add.at(counts, group, strata[cases])
     used = [name for name, share in shares.items() if share > 0]
     fractions = np.array([shares[name] for name in used])
-    chosen = allocate(
-        counts, fractions, np.random.default_rng(seed), cover=cohort.task in BY_CLASS and bool(cohort.classes)
-    )
+    cover, sizes = cohort.task in BY_CLASS and bool(cohort.classes), np.bincount(group).astype(np.float64)
+    chosen = allocate(counts, fractions, np.random.default_rng(seed), cover=cover, sizes=sizes)
     if chosen is None:
         _say_what_fits(cohort, counts, used)
     owner = np.asarray(chosen)[group]
@@ -335,7 +334,7 @@ def _strata(cohort: Cohort) -> NDArray[np.float64]:
     if cohort.task in BY_CLASS and cohort.classes:
         return np.eye(len(cohort.classes))[said.astype(np.int64)]
     if cohort.task == "multilabel" and cohort.classes:
-        return np.column_stack([np.nan_to_num(said), np.isnan(said).all(axis=1)]).astype(np.float64)
+        return np.asarray(np.nan_to_num(said), dtype=np.float64)
     first = said[:, 0] if cohort.task == "regression" and cohort.classes else np.full(len(cohort), np.nan)
     if np.isnan(first).any() or len(first) < 20:
         return np.ones((len(cohort), 1))

@@ -222,3 +222,21 @@ def test_splits_keep_labels_and_numbers_in_proportion(table):
         whole = np.nanmean(cohort.references, axis=0)
         part = np.nanmean(cohort.references[list(split.test)], axis=0)
         assert np.allclose(part, whole, rtol=0.2)
+
+
+def test_parts_have_the_sizes_that_were_asked_for(table):
+    cohort = mt.Cohort.from_csv(table / "cohort.csv", root=table, label=("left", "right"))
+    for seed in range(5):
+        split = mt.split_by_patient(cohort, val=0.15, test=0.15, seed=seed)
+        assert [len(p) for p in (split.train, split.val, split.test)] == pytest.approx([84, 18, 18], abs=2)
+        for part in (split.val, split.test):
+            share = np.nanmean(cohort.references[list(part)], axis=0)
+            assert np.allclose(share, np.nanmean(cohort.references, axis=0), atol=0.12)
+
+
+def test_hounsfield_units_of_eight_bit_pictures_are_refused(table):
+    from medtransfer.errors import PrepareError
+
+    cohort = mt.Cohort.from_csv(table / "cohort.csv", root=table, label="right")
+    with pytest.raises(PrepareError, match="8 bits of grey"):
+        mt.Prepare(size=(32, 32), window_hu="lung")(cohort[0].read())

@@ -73,9 +73,9 @@ def write_report(
         "model_card.md": model_card(result, words),
         "model_card.xml": model_card_xml(result),
     }
-    if pdf:
-        files[path.with_suffix(".pdf").name] = printed(html)
     replace_files(path.parent, files)
+    if pdf:
+        replace_files(path.parent, {path.with_suffix(".pdf").name: printed(html)})
     return path
 
 
