@@ -150,6 +150,8 @@ def fit(
                 job.fit_fold(number, fold, stop)
             team.wait()
     if team.first:
+        for path in out.glob("fold-*/kept-*.safetensors"):  # of a process that was killed after it had concluded
+            path.unlink(missing_ok=True)
         run.describe(_facts(model, run, recipe, seed, time.monotonic() - started))
         finish(out)
     team.wait()

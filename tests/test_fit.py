@@ -1,5 +1,6 @@
 """Fitting: what is frozen stays, what was interrupted goes on exactly, and test cases leave no trace."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -292,3 +293,15 @@ def test_a_head_that_learns_alone_writes_no_backbone_until_the_end(cohort, tmp_p
     names = {k.split(".")[1] for k in weights_of(run, name="last") if k.startswith("model.")}
     assert names == {"head"}
     assert weights_of(run).keys() == model.state_dict().keys()
+
+
+def test_checkpoints_left_by_a_process_killed_at_the_end_are_removed(cohort, tmp_path):
+    split = split_by_patient(cohort, val=0.2, test=0.2)
+    model, prepare = load_model("random/resnet18", until="layer1"), Prepare(size=40, scale="range")
+    run = fit(model, cohort, split, prepare, Recipe(method="probe", epochs=1), out=tmp_path / "run", progress=False)
+    left = run.folder / "fold-0" / "kept-0.safetensors"
+    left.write_bytes(b"left")
+    state = json.loads((run.folder / "run.json").read_text()) | {"status": "running"}
+    (run.folder / "run.json").write_text(json.dumps(state))
+    fit(model, cohort, split, prepare, Recipe(method="probe", epochs=1), out=tmp_path / "run", progress=False)
+    assert not left.exists()
