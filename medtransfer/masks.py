@@ -238,15 +238,16 @@ def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: 
     from medtransfer.io.scan import scan
     from medtransfer.out.nifti import write_mask
     from medtransfer.out.seg import write_seg
+    from medtransfer.segment.infer import read_image
 
     if form == "seg" and (source.is_file() and is_nifti(source)):
         raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
-    image = case.read()
+    image = read_image(case)
     labels = run.segment(image, folds=folds, where=case.alias)
     spacing = image.geometry.spacing_mm
     volumes = None
     if spacing is not None and labels.ndim == 3:
-        counts = np.bincount(labels.ravel(), minlength=len(run.structures) + 1)
+        counts = np.sum([np.bincount(plane.ravel(), minlength=len(run.structures) + 1) for plane in labels], axis=0)
         volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(run.structures, 1)}
     if form == "seg":
         if image.geometry.affine is None:

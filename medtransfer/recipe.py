@@ -52,9 +52,13 @@ class Recipe(BaseModel):
         First stage that learns afterwards, by name or counted from the end (-2: the last two); None lets all of
         them learn. What lies before it is computed once.
     batch_size : int
-        Cases in memory at once.
+        Cases a batch. Where they do not fit into the memory, fewer are computed at once and their gradients added up.
     accumulate : int
         Batches whose gradients are added up before the weights move.
+    checkpoint : 'auto' or bool
+        Let blocks that learn compute their activations again in the backward pass instead of keeping them: less memory,
+        about a third more time, the same gradients (Chen et al. 2016, arXiv 1604.06174). ``auto`` does it where not
+        even two cases fit otherwise.
     schedule : {'cosine', 'one_cycle', 'poly'}
         How the rate falls after the warm-up: half a cosine; the same from a slower start (Smith 2018,
         arXiv 1803.09820); or ``(1 - t) ** 0.9`` (nnU-Net).
@@ -113,6 +117,7 @@ class Recipe(BaseModel):
     unfreeze_from: Annotated[int, Field(le=-1)] | str | None = None
     batch_size: Count = 16
     accumulate: Count = 1
+    checkpoint: Literal["auto"] | bool = "auto"
     schedule: Literal["cosine", "one_cycle", "poly"] = "cosine"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3

@@ -13,10 +13,10 @@ ROOT = Path(medtransfer.__file__).parent
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
     "prepare", "augment", "dataset",
-    "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
+    "memory", "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
-    "losses", "linear",
+    "capacity", "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
     "external", "contour", "config", "dryrun", "masks", "pipeline", "refine", "phantom", "demo",

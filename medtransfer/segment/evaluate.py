@@ -19,6 +19,7 @@ from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, plain
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.panel import Panel
 from medtransfer.metrics.segmentation import segmentation, segmentation_difference
+from medtransfer.segment.infer import read_image
 from medtransfer.segment.masks import read_pair
 from medtransfer.segment.run import SegmentationRun
 from medtransfer.split import Part
@@ -135,7 +136,7 @@ def predict_masks(
         fold = part.fold
     for index in part:
         case = run.cohort.cases[index]
-        image = case.read()
+        image = read_image(case)
         labels = run.segment(image, folds=None if fold is None else [fold], where=case.alias)
         if out is not None and image.geometry.affine is not None:
             source = case.image if isinstance(case.image, Path) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medtransfer.cohort import Case
 from medtransfer.image import Image
-from medtransfer.segment.grid import native_matrices, to_grid, turn_back
+from medtransfer.io.mapped import read_mapped, scratch
+from medtransfer.io.nifti import is_nifti, read_nifti_header
+from medtransfer.memory import available
+from medtransfer.segment.grid import native_matrices, turn
 from medtransfer.segment.network import Segmenter
-from medtransfer.segment.plan import Plan, machine_gb
-from medtransfer.segment.slide import choose_batch, slide, starts
+from medtransfer.segment.plan import Plan
+from medtransfer.segment.slide import Source, fitting, slide
 
 Labels = NDArray[np.uint8]
+_SHARE = 4  # an array of more than this part of the memory that is there stays on disk
 
 
 def speaker(models: Sequence[Segmenter], mirrored: Sequence[int] = ()) -> Callable[[Tensor], Tensor]:
@@ -39,28 +45,33 @@ def speaker(models: Sequence[Segmenter], mirrored: Sequence[int] = ()) -> Callab
 
 
 def chances(
-    models: Sequence[Segmenter], plan: Plan, array: Tensor, *, mirror: bool = True, batch: int | None = None
+    models: Sequence[Segmenter],
+    plan: Plan,
+    image: Tensor | Source,
+    *,
+    mirror: bool = True,
+    batch: int | None = None,
+    device: torch.device | str | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Class probabilities on the plan's grid, slab by slab; see :func:`medtransfer.segment.slide.slide`.
 
     Parameters
     ----------
-    array : Tensor [channels, ...]
-        As :func:`medtransfer.segment.grid.to_grid` gives it.
+    image : Tensor [channels, ...] or Source
+        As :func:`medtransfer.segment.grid.to_grid` gives it, or :meth:`medtransfer.Prepare.planes`.
     mirror : bool
         Average mirrored views along the plan's axes.
     batch : int or None
-        Windows at once; None chooses by memory and a short measurement.
+        Windows at once; None tries those that fit into memory, and goes on with the fastest.
     """
     for model in models:
         model.eval()
     predict = speaker(models, plan.mirrored if mirror else ())
     with torch.inference_mode():
-        if batch is None:
-            count = int(np.prod([len(starts(n, w, plan.overlap)) for n, w in zip(array.shape[1:], plan.window)]))  # noqa: B905
-            view = array.new_zeros(1, len(array), *plan.window)
-            batch = choose_batch(predict, view, count, memory_gb=machine_gb() / 4, tensors=4 * plan.width)
-        yield from slide(predict, array, plan.window, overlap=plan.overlap, batch=batch)
+        place = device or (image.device if isinstance(image, Tensor) else "cpu")
+        tensors = 4 * plan.width  # that a network of this width holds at once, roughly
+        sizes = fitting((image.shape[0], *plan.window), memory=available(place) // 4, tensors=tensors)
+        yield from slide(predict, image, plan.window, overlap=plan.overlap, batch=batch or sizes, device=device)
 
 
 def segment_image(
@@ -75,23 +86,34 @@ def segment_image(
 ) -> Labels:
     """Class of every voxel of an image, on its own grid.
 
-    Probabilities are interpolated back to the image's voxels before the largest is taken; only the planes of
-    the windows at hand are in memory.
+    The image is prepared, and probabilities are interpolated back to its voxels before the largest is taken, for the
+    planes of the windows at hand; no more is in memory. A mask that would take much of it is an array on disk.
 
     Returns
     -------
     ndarray of uint8
         On the image's spatial axes.
     """
-    array, _ = to_grid(plan, image, where=where)
-    grid = array.shape[1:]
-    matrices = native_matrices(plan, image, grid)
-    sides = [n if m is None else m.shape[0] for n, m in zip(grid, matrices, strict=True)]
-    result = np.zeros(sides, np.uint8)
-    slabs = chances(models, plan, torch.from_numpy(array).to(device), mirror=mirror, batch=batch)
-    for first, end, native in _natively(slabs, matrices, sides[0]):
-        result[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
-    return turn_back(result, image)
+    planes = plan.prepare(image).planes(image, where=where)
+    matrices = native_matrices(plan, image, planes.shape[1:])
+    shape = image.spatial_shape
+    large = int(np.prod(shape, dtype=object)) > available() // _SHARE
+    result: Labels = scratch(shape, np.uint8) if large else np.zeros(shape, np.uint8)
+    turned = turn(result, image)  # a view, in the network's order
+    slabs = chances(models, plan, planes, mirror=mirror, batch=batch, device=device)
+    for first, end, native in _natively(slabs, matrices, turned.shape[0]):
+        turned[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
+    return result
+
+
+def read_image(case: Case) -> Image:
+    """Read a case's image; the voxels of a NIfTI file that would take much of the memory stay on disk."""
+    path = case.image
+    if isinstance(path, Path) and path.is_file() and is_nifti(path):
+        voxels = int(np.prod(read_nifti_header(path).shape, dtype=object))
+        if 8 * voxels > available() // _SHARE:
+            return read_mapped(path)
+    return case.read()
 
 
 def _natively(

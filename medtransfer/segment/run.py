@@ -16,7 +16,7 @@ from medtransfer.errors import RunError
 from medtransfer.image import Image
 from medtransfer.run import read_checkpoint, read_state, write_json
 from medtransfer.segment.finish import apply_finish, voxel_mm3
-from medtransfer.segment.infer import segment_image
+from medtransfer.segment.infer import read_image, segment_image
 from medtransfer.segment.network import Blueprint, Segmenter, build
 from medtransfer.segment.plan import Plan
 from medtransfer.split import Split
@@ -88,7 +88,7 @@ class SegmentationRun:
     def raw(self, index: int, *, fold: int) -> Labels:
         """Mask of a case of the cohort on its image's voxels, before post-processing."""
         case = self.cohort.cases[index]
-        return segment_image([self.model(fold)], self.plan, case.read(), device=self.device, where=case.alias)
+        return segment_image([self.model(fold)], self.plan, read_image(case), device=self.device, where=case.alias)
 
     def segment(self, image: Image, *, folds: Sequence[int] | None = None, where: str = "") -> Labels:
         """Mask of any image: class of each of its voxels.
@@ -104,7 +104,7 @@ class SegmentationRun:
         asked = list(range(len(self.split.folds))) if folds is None else list(folds)
         models = [self.model(f) for f in asked]
         labels = segment_image(models, self.plan, image, device=self.device, where=where)
-        return apply_finish(labels, self.rule(asked[0]), voxel_mm3(image.geometry.spacing_mm))
+        return apply_finish(labels, self.rule(asked[0]), voxel_mm3(image.geometry.spacing_mm), in_place=True)
 
     def record(self) -> dict[str, object]:
         """What the run wrote down about itself, for the report."""

@@ -18,7 +18,21 @@ from figures import figure
 from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import SegResNet, UNet
 
-from medtransfer.segment.slide import choose_batch, slide, starts
+from medtransfer.segment.slide import slide, starts
+
+
+def best(net: torch.nn.Module, window: tuple[int, ...]) -> int:
+    """The batch that takes the least time a window."""
+    times = {}
+    for n in (2, 4, 8):
+        views = torch.randn(n, 1, *window)
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            net(views)
+            seconds.append((time.perf_counter() - began) / n)
+        times[n] = min(seconds)
+    return min(times, key=lambda n: times[n])
 
 
 def main() -> None:
@@ -37,7 +51,7 @@ def main() -> None:
     image = torch.randn(1, size, size, size)
     count = len(starts(size, options.window, overlap)) ** 3
     with torch.inference_mode():
-        batch = choose_batch(net, image.new_zeros(1, 1, *window), count, memory_gb=4)
+        batch = best(net, window)
 
         def pure() -> None:
             for first in range(0, count, batch):
