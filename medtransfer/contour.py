@@ -18,6 +18,7 @@ from medtransfer.errors import ConfigError, DataError, MetricError, RunError
 from medtransfer.metrics.intervals import ClusterBootstrap
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.segmentation import segmentation
+from medtransfer.reasons import reasons
 from medtransfer.recipe import Recipe
 from medtransfer.report.outlines import Seen, look
 from medtransfer.segment.evaluate import Segmented, predict_masks
@@ -43,6 +44,8 @@ class Job:
     plan : Plan
     model : Segmenter
     recipe : Recipe
+    derived : bool
+        Whether the recipe is the one for the number of cases.
     """
 
     found: Fingerprint
@@ -50,6 +53,7 @@ class Job:
     plan: Plan
     model: Segmenter
     recipe: Recipe
+    derived: bool = False
 
     def to_record(self, split: Split) -> dict[str, Any]:
         """What ``--dry-run`` prints, as plain JSON types."""
@@ -79,6 +83,8 @@ class Job:
             "",
             self.plan.to_yaml().rstrip(),
         ]
+        if self.derived:
+            lines += ["", "the recipe for this size, and why:", reasons(self.recipe, "segmentation")]
         return "\n".join(lines)
 
 
@@ -170,10 +176,10 @@ def prepare_job(
     if keywords["classes"] != len(names) + 1:
         raise ConfigError("classes are the structures and the background", where="model.classes",
                           got=f"{keywords['classes']} for {len(names)}", fix="leave out model.classes")  # fmt: skip
+    derived = recipe is None
     if recipe is None:
         recipe = Recipe.for_size(found.n, dims=dims, task="segmentation")
-        recipe = recipe.model_copy(update={"patience": recipe.epochs, "ema": 0.99})  # validated every few epochs only
-    return Job(found, names, chosen, load_segmenter(**keywords), recipe)
+    return Job(found, names, chosen, load_segmenter(**keywords), recipe, derived)
 
 
 def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) -> Plan:
