@@ -238,7 +238,7 @@ def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: 
     from medtransfer.io.scan import scan
     from medtransfer.out.nifti import write_mask
     from medtransfer.out.seg import write_seg
-    from medtransfer.segment.infer import read_image
+    from medtransfer.segment.room import read_image
 
     if form == "seg" and (source.is_file() and is_nifti(source)):
         raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")

@@ -17,7 +17,7 @@ from medtransfer.io.findings import refuse, tell
 from medtransfer.io.nifti import NiftiHeader, read_nifti, read_nifti_header
 from medtransfer.io.volume import canonical
 
-_CHUNK = 8 * 2**20  # bytes that are in memory on the way
+_CHUNK = 2**20  # bytes that are in memory on the way
 
 
 def scratch(shape: Sequence[int], dtype: DTypeLike, *, folder: Path | None = None) -> NDArray[Any]:

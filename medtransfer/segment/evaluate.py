@@ -19,8 +19,8 @@ from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, plain
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.panel import Panel
 from medtransfer.metrics.segmentation import segmentation, segmentation_difference
-from medtransfer.segment.infer import read_image
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.room import read_image
 from medtransfer.segment.run import SegmentationRun
 from medtransfer.split import Part
 

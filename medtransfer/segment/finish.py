@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.room import zeros
 
 if TYPE_CHECKING:
     from medtransfer.segment.run import SegmentationRun
@@ -60,11 +61,14 @@ def apply_finish(labels: Labels, rule: Mapping[str, Any], voxel_mm3: float, *, i
         box = box_of(labels, int(name)) if what else None
         if box is None:
             continue
-        components, _ = ndimage.label(labels[box] == int(name))
-        sizes = np.bincount(components.ravel())
+        shape = labels[box].shape
+        there = np.equal(labels[box], int(name), out=zeros(shape, np.bool_))
+        count = int(ndimage.label(there, output=(components := zeros(shape, np.int32))))
+        sizes = np.sum([np.bincount(plane.ravel(), minlength=count + 1) for plane in components], axis=0)
         sizes[0] = 0
         kept = np.arange(len(sizes)) == sizes.argmax() if what == "largest" else sizes * voxel_mm3 >= float(what)
-        result[box][(components > 0) & ~kept[components]] = 0
+        for part, plane in zip(result[box], components, strict=True):
+            part[(plane > 0) & ~kept[plane]] = 0
     return result
 
 

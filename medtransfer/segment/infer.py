@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medtransfer.cohort import Case
 from medtransfer.image import Image
-from medtransfer.io.mapped import read_mapped, scratch
-from medtransfer.io.nifti import is_nifti, read_nifti_header
 from medtransfer.memory import available
 from medtransfer.segment.grid import native_matrices, turn
 from medtransfer.segment.network import Segmenter
 from medtransfer.segment.plan import Plan
+from medtransfer.segment.room import zeros
 from medtransfer.segment.slide import Source, fitting, slide
 
 Labels = NDArray[np.uint8]
-_SHARE = 4  # an array of more than this part of the memory that is there stays on disk
 
 
 def speaker(models: Sequence[Segmenter], mirrored: Sequence[int] = ()) -> Callable[[Tensor], Tensor]:
@@ -96,24 +92,12 @@ def segment_image(
     """
     planes = plan.prepare(image).planes(image, where=where)
     matrices = native_matrices(plan, image, planes.shape[1:])
-    shape = image.spatial_shape
-    large = int(np.prod(shape, dtype=object)) > available() // _SHARE
-    result: Labels = scratch(shape, np.uint8) if large else np.zeros(shape, np.uint8)
+    result: Labels = zeros(image.spatial_shape, np.uint8)
     turned = turn(result, image)  # a view, in the network's order
     slabs = chances(models, plan, planes, mirror=mirror, batch=batch, device=device)
     for first, end, native in _natively(slabs, matrices, turned.shape[0]):
         turned[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
     return result
-
-
-def read_image(case: Case) -> Image:
-    """Read a case's image; the voxels of a NIfTI file that would take much of the memory stay on disk."""
-    path = case.image
-    if isinstance(path, Path) and path.is_file() and is_nifti(path):
-        voxels = int(np.prod(read_nifti_header(path).shape, dtype=object))
-        if 8 * voxels > available() // _SHARE:
-            return read_mapped(path)
-    return case.read()
 
 
 def _natively(

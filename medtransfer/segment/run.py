@@ -16,9 +16,10 @@ from medtransfer.errors import RunError
 from medtransfer.image import Image
 from medtransfer.run import read_checkpoint, read_state, write_json
 from medtransfer.segment.finish import apply_finish, voxel_mm3
-from medtransfer.segment.infer import read_image, segment_image
+from medtransfer.segment.infer import segment_image
 from medtransfer.segment.network import Blueprint, Segmenter, build
 from medtransfer.segment.plan import Plan
+from medtransfer.segment.room import read_image
 from medtransfer.split import Split
 
 Labels = NDArray[np.uint8]
