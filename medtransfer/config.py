@@ -97,7 +97,8 @@ def _mask_sections() -> dict[str, type[BaseModel]]:
     from medtransfer.contour import given_plan, judge_masks
     from medtransfer.segment.network import load_segmenter
 
-    shared = {k: v for k, v in sections("csv").items() if k in ("cohort", "split", "audit", "recipe", "report")}
+    kept = ("cohort", "split", "audit", "recipe", "report", "track")
+    shared = {k: v for k, v in sections("csv").items() if k in kept}
     own = {"plan": given_plan(), "model": keywords(load_segmenter), "evaluate": keywords(judge_masks, skip=("run",))}
     return shared | own | {"author": Author}
 

@@ -193,6 +193,8 @@ def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) 
     ((24, 24, 24), (2, 2, 2), ('x',))
     """
     grid, patch = given.get("spacing_mm"), given.get("patch")
+    if patch is not None and len(patch) == 2 and len(found.shape) == 3:  # a 2D network on the slices of volumes
+        found = found.in_slices()
     for name, value in (("spacing_mm", grid), ("patch", patch)):
         if value is not None and len(value) != len(found.shape):
             raise ConfigError("one number is wanted for each axis of the images", where=f"plan.{name}",

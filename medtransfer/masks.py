@@ -90,6 +90,7 @@ def train(
     from medtransfer.audit import audit
     from medtransfer.contour import names_of
     from medtransfer.segment.train import train_segmentation
+    from medtransfer.track import track
 
     started = time.monotonic()
     out, top = Path(experiment.top.out), experiment.top
@@ -97,6 +98,7 @@ def train(
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     job = job_of(experiment, cohort, split)
+    tracker = track(out, **experiment.arguments("track"))
     run = train_segmentation(
         job.model,
         cohort,
@@ -109,6 +111,7 @@ def train(
         device=_device(experiment),
         precision=_precision(experiment),
         progress=progress,
+        watch=tracker,
     )
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
@@ -130,7 +133,10 @@ def train(
             | {"frozen": [s for s in stages if s not in learned]},
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: SegmentationRun, experiment: Experiment, *, started: float = math.nan) -> MaskResult:

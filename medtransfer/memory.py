@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -140,8 +141,13 @@ def through(stage: nn.Module, x: Tensor, *, again: bool) -> Tensor:
     if not (again and torch.is_grad_enabled()):
         return stage(x)  # type: ignore[no-any-return]
     for block in blocks(stage):
-        x = checkpoint(block, x, use_reentrant=False, context_fn=lambda block=block: (nullcontext(), _following(block)))
+        x = checkpoint(block, x, use_reentrant=False, context_fn=partial(_contexts, block))
     return x
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What the forward pass, and computing again, run in."""
+    return nullcontext(), _following(block)
 
 
 @contextmanager
@@ -166,5 +172,6 @@ def lonely(x: Tensor) -> bool:
     It is then computed twice, and the second answer dropped: no gradient flows through it. Networks that are being
     exported keep the batch they are given.
     """
-    exported = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    traced = torch._C._get_tracing_state() is not None
+    exported = traced or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     return x.ndim == 5 and len(x) == 1 and x.device.type == "cpu" and not exported

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medtransfer.image import Image
 from medtransfer.memory import available
-from medtransfer.segment.grid import native_matrices, turn
+from medtransfer.segment.grid import in_slices, native_matrices, turn
 from medtransfer.segment.network import Segmenter
 from medtransfer.segment.plan import Plan
 from medtransfer.segment.room import zeros
@@ -80,7 +80,7 @@ def segment_image(
     device: str = "cpu",
     where: str = "",
 ) -> Labels:
-    """Class of every voxel of an image, on its own grid.
+    """Class of every voxel of an image, on its own grid; a volume is seen slice by slice by a plan of two axes.
 
     The image is prepared, and probabilities are interpolated back to its voxels before the largest is taken, for the
     planes of the windows at hand; no more is in memory. A mask that would take much of it is an array on disk.
@@ -90,6 +90,11 @@ def segment_image(
     ndarray of uint8
         On the image's spatial axes.
     """
+    if plan.dims == 2 and image.kind == "volume":
+        whole: Labels = zeros(image.spatial_shape, np.uint8)
+        for plane, one in zip(turn(whole, image), in_slices(image), strict=True):
+            plane[...] = segment_image(models, plan, one, mirror=mirror, batch=batch, device=device, where=where)
+        return whole
     planes = plan.prepare(image).planes(image, where=where)
     matrices = native_matrices(plan, image, planes.shape[1:])
     result: Labels = zeros(image.spatial_shape, np.uint8)
