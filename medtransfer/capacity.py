@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from medtransfer.prepare import Prepare
     from medtransfer.recipe import Recipe
 
-_SIDES = {2: 112, 3: 48}  # a measurement is done on images of at most about this side
-_USED = 0.8  # of the memory that is there
+SIDES = {2: 112, 3: 48}  # a measurement is done on images of at most about this side
+USED = 0.8  # of the memory that is there
 _MOST = 2000  # times the image that a network is held to keep at most, where nothing is measured
 _GRADIENTS = 2  # of the largest activation, that a backward pass holds besides what was kept
 
@@ -80,6 +80,8 @@ class Capacity:
         The recipe's batch.
     bound : bool
         Whether ``need`` was not measured and is an upper bound.
+    cut : str
+        What was made smaller, in words.
     """
 
     batch: int
@@ -89,11 +91,12 @@ class Capacity:
     there: int
     asked: int
     bound: bool = False
+    cut: str = ""
 
     @property
     def changed(self) -> bool:
         """Whether a step is not computed as the recipe's batch in the ordinary way."""
-        return self.again or self.batch < self.asked
+        return self.again or bool(self.cut)
 
     def to_record(self) -> dict[str, Any]:
         """As plain types."""
@@ -101,11 +104,8 @@ class Capacity:
 
     def __str__(self) -> str:
         about = "at most" if self.bound else "about"
-        text = f"{about} {_gib(self.need)} for a training step, {_gib(self.there)} are there"
-        if self.batch < self.asked:
-            text += (
-                f"; {self.batch} of {self.asked} cases at once (all would take {_gib(self.whole)}), gradients added up"
-            )
+        text = f"{about} {gib(self.need)} for a training step, {gib(self.there)} are there"
+        text += f"; {self.cut}" if self.cut else ""
         return text + ("; activations computed again in the backward pass (recipe.checkpoint)" if self.again else "")
 
 
@@ -132,7 +132,7 @@ def measure_step(
     spatial = model.description.dims
     arch = architecture(model.description.arch)
     whole = spatial == 2 and not arch.inflatable  # windows and tokens do not scale, and images are soon computed
-    small = [n if whole else max(min(n, arch.min_side), _small(n, _SIDES[spatial])) for n in shape[-spatial:]]
+    small = [n if whole else max(min(n, arch.min_side), small_side(n, SIDES[spatial])) for n in shape[-spatial:]]
     head = list(shape[:-spatial])
     scale = math.prod(shape[-spatial:]) / math.prod(small)
     probe = copy.deepcopy(model).to(device)
@@ -148,16 +148,16 @@ def measure_step(
     learned = sum(p.numel() for _, p in learning(probe, stages, recipe.tune, recipe.frozen_norms))
     learned += sum(p.numel() for p in adapters.parameters()) if adapters is not None else 0
     sizes = (kept, min(kept, again), largest, more.image - less.image)
-    return Need(_fixed(model, learned, recipe), max(0, less.total - few * kept), *(int(v * scale) for v in sizes))
+    return Need(fixed_bytes(model, learned, recipe), max(0, less.total - few * kept), *(int(v * scale) for v in sizes))
 
 
 def bound_step(model: Model, recipe: Recipe, shape: Sequence[int]) -> Need:
     """What a step surely does not exceed, unmeasured: networks keep 50 to 600 times their grey image."""
     weights, image = sum(p.numel() for p in model.parameters()), 4 * math.prod(shape)
-    return Need(_fixed(model, weights, recipe), 4 * weights, _MOST * image, _MOST * image, 0, image)
+    return Need(fixed_bytes(model, weights, recipe), 4 * weights, _MOST * image, _MOST * image, 0, image)
 
 
-def _fixed(model: Model, learned: int, recipe: Recipe) -> int:
+def fixed_bytes(model: Model, learned: int, recipe: Recipe) -> int:
     """Copies of the weights, gradients, moments of AdamW, moving average."""
     return 4 * (2 * sum(p.numel() for p in model.parameters()) + learned * (3 + (recipe.ema > 0)))
 
@@ -183,7 +183,7 @@ def _run(probe: Model, stages: Sequence[str], images: Tensor) -> _Found:
     given: list[int] = []
     known = [*probe.parameters(), *probe.buffers(), images]
     with keeping(known) as kept:
-        handles = [h for s in stages for block in blocks(probe.stages[s]) for h in _watched(block, kept, parts, given)]
+        handles = [h for s in stages for block in blocks(probe.stages[s]) for h in watched(block, kept, parts, given)]
         try:
             if first and not in_pieces:
                 features = torch.cat([pooled, probe.walk(images, names[first:])[0]], 1)
@@ -197,7 +197,9 @@ def _run(probe: Model, stages: Sequence[str], images: Tensor) -> _Found:
     return _Found(kept.total, kept.sizes, images.numel() * images.element_size(), sum(given), parts)
 
 
-def _watched(block: nn.Module, kept: Kept, parts: list[int], given: list[int]) -> list[Any]:
+def watched(block: nn.Module, kept: Kept, parts: list[int], given: list[int]) -> list[Any]:
+    """Hooks that note what a block adds to what is kept, and how much it is given."""
+
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         given.append(inputs[0].numel() * inputs[0].element_size())
         parts.append(-kept.total)
@@ -208,12 +210,12 @@ def _watched(block: nn.Module, kept: Kept, parts: list[int], given: list[int]) -
     return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
 
 
-def _small(side: int, most: int) -> int:
+def small_side(side: int, most: int) -> int:
     """A side of at most about this many voxels whose halves are those of the whole as far as possible.
 
     Examples
     --------
-    >>> [_small(n, 48) for n in (28, 80, 96, 224)]
+    >>> [small_side(n, 48) for n in (28, 80, 96, 224)]
     [28, 40, 48, 48]
     """
     parts = math.ceil(side / most)
@@ -243,7 +245,7 @@ def fit_step(need: Need, recipe: Recipe, there: int, shape: Sequence[int]) -> Ca
     >>> [(c.batch, c.again) for c in (fit_step(need, recipe, n, (1, 9, 9)) for n in (1000, 500, 249, 125, 100))]
     [(8, False), (4, False), (3, True), (2, True), (1, True)]
     """
-    room, asked = _USED * there, recipe.batch_size
+    room, asked = USED * there, recipe.batch_size
     least = min(2, asked)
     always, never = recipe.checkpoint is True, recipe.checkpoint is False
     again = always or (not never and need.step(least) > room)
@@ -255,10 +257,12 @@ def fit_step(need: Need, recipe: Recipe, there: int, shape: Sequence[int]) -> Ca
         raise ConfigError(
             "a training step of a single case does not fit into the memory",
             where="prepare.size",
-            got=f"{_gib(need.step(1, again=again))} needed, {_gib(there)} there",
+            got=f"{gib(need.step(1, again=again))} needed, {gib(there)} there",
             fix=f"prepare.size: [{smaller}], or a smaller network, or method: logistic",
         )
-    return Capacity(batch, again, need.step(batch, again=again), need.step(asked), there, asked)
+    whole = need.step(asked)
+    cut = f"{batch} of {asked} cases at once (all would take {gib(whole)}), gradients added up" if batch < asked else ""
+    return Capacity(batch, again, need.step(batch, again=again), whole, there, asked, cut=cut)
 
 
 def capacity_of(
@@ -301,5 +305,6 @@ def case_shape(model: Model, prepare: Prepare, bags: int = 0) -> tuple[int, ...]
     return (model.description.in_channels, *([bags] if bags else []), *size)
 
 
-def _gib(count: float) -> str:
+def gib(count: float) -> str:
+    """Bytes for a reader."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"

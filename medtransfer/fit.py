@@ -22,7 +22,7 @@ from medtransfer.capacity import Capacity, capacity_of, case_shape
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, MedTransferWarning
 from medtransfer.loop import Job, Watch
-from medtransfer.memory import available
+from medtransfer.memory import available, reusing_pages
 from medtransfer.model import Model
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
@@ -150,7 +150,7 @@ def fit(
     job.capacity = _capacity(job, team.size // nodes)
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
-    with torch.random.fork_rng(), threads(team.size // nodes), stopping() as stop:
+    with torch.random.fork_rng(), threads(team.size // nodes), reusing_pages(), stopping() as stop:
         for number, fold in enumerate(split.folds):
             if not (out / f"fold-{number}" / "model.safetensors").is_file():
                 job.fit_fold(number, fold, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def train(
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     job = job_of(experiment, cohort, split)
+    if progress and job.capacity is not None and (job.capacity.changed or sys.stderr.isatty()):
+        print(f"memory: {job.capacity}", file=sys.stderr)
     tracker = track(out, **experiment.arguments("track"))
     run = train_segmentation(
         job.model,

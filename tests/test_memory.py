@@ -17,6 +17,9 @@ from medtransfer.capacity import Need, capacity_of, fit_step, measure_step
 from medtransfer.errors import ConfigError, Interrupted
 from medtransfer.memory import available, keeping, lonely, through
 from medtransfer.run import read_checkpoint
+from medtransfer.segment.need import fit_plan, patch_need
+from medtransfer.segment.network import load_segmenter
+from medtransfer.segment.plan import Plan
 from medtransfer.tuned import choose, faster
 
 WHOLE = mt.Recipe(method="full", freeze_epochs=0)
@@ -254,3 +257,49 @@ def test_what_is_told_has_the_numbers():
     assert quick.bound
     assert quick.need > measure_step(model, WHOLE, (1, 16, 16, 16)).step(WHOLE.batch_size)
     assert math.isclose(quick.whole, quick.need)
+
+
+@pytest.mark.parametrize("name", ["random/unet", "embedded/compact3d", "random/segresnet"])
+def test_the_estimate_for_patches_is_what_is_kept_at_the_real_size(name):
+    plan = Plan(patch=(56, 64, 48), batch_size=2, width=8, strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)))
+    more = {"strides": plan.steps} if name == "random/unet" else {}
+    model = load_segmenter(name, classes=3, width=8, **more)
+    need = patch_need(model, plan, WHOLE)
+    probe = copy.deepcopy(model)
+    choose(probe, list(probe.stages), "all", True)
+    images = torch.rand(2, 1, *plan.window)
+    found = sum(level.numel() * 16 for level in probe.pyramid(images))  # what the loss holds
+    found += kept_by_hooks(_Pyramid(probe), images)
+    assert need.folded + 2 * need.kept == pytest.approx(found, rel=0.2)
+
+
+class _Pyramid(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.pyramid(x)
+
+
+def test_patches_shrink_where_memory_is_short():
+    plan = Plan(patch=(64, 64, 32), batch_size=8, strides=((1, 1, 1), (2, 2, 2), (2, 2, 1)))
+    need = Need(fixed=100, folded=0, kept=70, kept_again=20, largest=10, image=10)  # 100 a patch, or 50
+
+    def fitted(there, **more):
+        given = {"given": more.pop("given", ())}
+        return fit_plan(need, plan, WHOLE.model_copy(update=more), there, **given)
+
+    found, recipe, capacity = fitted(2000)
+    assert (found, recipe.checkpoint, capacity.batch) == (plan, "auto", 8)
+    found, recipe, capacity = fitted(500)
+    assert (found.batch_size, found.patch, recipe.checkpoint) == (3, plan.patch, "auto")
+    found, recipe, capacity = fitted(300)
+    assert (found.batch_size, found.patch, recipe.checkpoint) == (2, plan.patch, True)
+    found, recipe, capacity = fitted(200)  # 60 for two patches of 50: .6 of the voxels, .84 of the side
+    assert (found.batch_size, found.patch, recipe.checkpoint) == (2, (52, 52, 26), True)
+    assert capacity.need <= 0.8 * 200
+    for given in (("patch",), ("patch", "batch_size")):
+        with pytest.raises(ConfigError, match="does not fit"):
+            fitted(200, given=given)
+    assert fitted(500, given=("batch_size",))[1].checkpoint is True

@@ -54,8 +54,8 @@ class Fingerprint:
         >>> found.shape, found.spacing_mm
         ((80, 60), (0.9, 1.0))
         """
-        flat = {k: None if (v := getattr(self, k)) is None else (v[1], v[0]) for k in ("spacing_mm", "finest_mm")}
-        return replace(self, shape=(self.shape[1], self.shape[0]), **flat)
+        spacing, finest = (None if v is None else (v[1], v[0]) for v in (self.spacing_mm, self.finest_mm))
+        return replace(self, shape=(self.shape[1], self.shape[0]), spacing_mm=spacing, finest_mm=finest)
 
     def to_record(self) -> dict[str, object]:
         """As plain types."""

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from medtransfer.memory import reusing_pages
+
 Predictor = Callable[[Tensor], Tensor]
 _SIGMA = 0.125  # of the Gaussian, as a share of the window
 _TRIED = 2  # times that each batch is tried: the first time anything new is made ready
@@ -85,7 +87,18 @@ def slide(
         Planes along the first axis.
     answer : Tensor [classes, end - first, ...]
     """
-    window = tuple(window)
+    with reusing_pages():
+        yield from _slide(predict, image, tuple(window), overlap, [batch] if isinstance(batch, int) else batch, device)
+
+
+def _slide(
+    predict: Predictor,
+    image: Tensor | Source,
+    window: tuple[int, ...],
+    overlap: float,
+    batches: Sequence[int],
+    device: torch.device | str | None,
+) -> Iterator[tuple[int, int, Tensor]]:
     place = image.device if isinstance(image, Tensor) else torch.device("cpu")
     intake = _Intake(image, window, torch.device(device) if device is not None else place)
     layout = [starts(n, w, overlap) for n, w in zip(intake.shape, window, strict=True)]
@@ -95,7 +108,7 @@ def slide(
     for at in itertools.product(*layout[1:]):
         plane[(slice(None), *_box(at, window[1:]))] += weight
     blend: _Blend | None = None
-    pace = _Pace([batch] if isinstance(batch, int) else batch)
+    pace = _Pace(batches)
     done = 0
     while done < len(places):
         part = places[done : done + pace.next(len(places) - done)]

@@ -22,6 +22,7 @@ from medtransfer.cache import file_digest, fingerprint
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, Interrupted
 from medtransfer.image import Image
+from medtransfer.memory import reusing_pages
 from medtransfer.recipe import Recipe
 from medtransfer.run import append, begin, environment, finish, read_checkpoint, save_checkpoint, write_json
 from medtransfer.segment.finish import choose_finish, dice
@@ -105,7 +106,7 @@ def train_segmentation(
         "structures": list(names),
         "split": [[list(p) for p in fold.parts()] for fold in split.folds],
         "plan": plan.model_dump(mode="json"),
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(exclude={"checkpoint"}),
         "seed": seed,
         "precision": precision,
     }
@@ -115,7 +116,7 @@ def train_segmentation(
         return run
     plan.save(out / "plan.yaml")
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[]), stopping() as stop:
+    with torch.random.fork_rng(devices=[]), reusing_pages(), stopping() as stop:
         for number, fold in enumerate(split.folds):
             if not (out / f"fold-{number}" / "finish.json").is_file():
                 _Training(run, model, recipe, number, fold, seed, precision, stop, progress, watch).go()
@@ -136,6 +137,7 @@ class _Training:
         self.plan, self.classes = run.plan, model.blueprint.classes
         self.device = torch.device(run.device)
         self.model = copy.deepcopy(model).to(self.device)
+        self.model.recompute = recipe.checkpoint is True
         resident = {i: self._resident(i) for part in (fold.train, fold.val) for i in part}
         self.val = [resident[i] for i in fold.val]
         self.patches = Patches([r for i in fold.train for r in resident[i]], self.plan, self.classes)
