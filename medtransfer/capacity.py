@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SIDES = {2: 112, 3: 48}  # a measurement is done on images of at most about this side
 USED = 0.8  # of the memory that is there
+_WIDE = 400  # times the image that the widest layer is held to take and give at most
 _MOST = 2000  # times the image that a network is held to keep at most, where nothing is measured
 _GRADIENTS = 2  # of the largest activation, that a backward pass holds besides what was kept
 
@@ -297,6 +298,44 @@ def capacity_of(
     if not exact and recipe.checkpoint is not True and most.step(recipe.batch_size) < there / 4:
         return replace(fit_step(most, recipe, there, shape), bound=True)
     return fit_step(measure_step(model, recipe, shape, autocast=autocast, device=device), recipe, there, shape)
+
+
+def at_once(model: Model, shape: Sequence[int], device: torch.device | str = "cpu", *, most: int = 32) -> int:
+    """Cases that a pass without gradients takes at once: up to ``most``, at least 2, as the memory allows.
+
+    Measured on small images where it could be too much: a pass holds what its largest layer is given and gives.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one prepared case.
+    device : torch.device or str
+        Whose memory counts; the measurement is done where the network is.
+    """
+    image, room = 4 * math.prod(shape), USED * available(device) / 2
+    spatial = model.description.dims
+    if most * _WIDE * image < room or model.description.by_slice or len(shape) > spatial + 1:
+        return max(2, min(most, int(room // (4 * image))))  # slices, and images of a bag, go through in parts
+    least = architecture(model.description.arch).min_side
+    small = [max(min(n, least), small_side(n, SIDES[spatial])) for n in shape[-spatial:]]
+    held: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        held.append(sum(t.numel() * 4 for t in (*inputs, output) if isinstance(t, Tensor)) // 2)
+
+    home, before = next(model.parameters()).device, model.training
+    names = [n for n, s in model.stages.items() if all(p.device == home for p in s.parameters())]  # others wait
+    leaves = [m for n in names for m in model.stages[n].modules() if not any(True for _ in m.children())]
+    handles = [m.register_forward_hook(note) for m in leaves]
+    try:
+        with torch.no_grad():
+            model.eval().walk(torch.zeros(2, shape[0], *small, device=home), names)
+    finally:
+        model.train(before)
+        for handle in handles:
+            handle.remove()
+    case = 2 * max(held) * math.prod(shape[1:]) / math.prod(small) + image
+    return max(2, min(most, int(room // case)))
 
 
 def case_shape(model: Model, prepare: Prepare, bags: int = 0) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medtransfer.augment import Augment
 from medtransfer.boundary import Boundary, Views, generator_of, tail
-from medtransfer.capacity import Capacity
+from medtransfer.capacity import Capacity, at_once, case_shape
 from medtransfer.errors import DataError, Interrupted
 from medtransfer.heads import OrdinalLayer, prior_of, start_from_prior, task_probabilities
 from medtransfer.linear import Linear, fit_linear
@@ -35,7 +35,6 @@ from medtransfer.training import State, Stop
 from medtransfer.tuned import choose, faster
 
 Watch = Callable[[dict[str, Any]], None]
-_BATCH = 32  # cases at once where nothing learns
 
 
 @dataclass
@@ -169,6 +168,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=job.scaled)
         cohort, train = job.run.cohort, list(fold.train)
         self.task, classes = cohort.task, len(cohort.classes)
+        self.most = at_once(job.model, case_shape(job.model, job.run.prepare, cohort.bags), self.device)
         exact = torch.int64 if self.task in BY_CLASS else torch.float32
         self.references = torch.from_numpy(cohort.references).to(self.device, exact)
         self.prior = prior_of(self.task, cohort.references[train], classes)
@@ -340,8 +340,8 @@ class _Training:
         model.eval()
         parts = [np.zeros((0, model.description.classes))]
         with torch.no_grad():
-            for start in range(0, len(share), _BATCH):
-                logits = tail(model, boundary.first, *boundary.at(share[start : start + _BATCH], 0))
+            for start in range(0, len(share), self.most):
+                logits = tail(model, boundary.first, *boundary.at(share[start : start + self.most], 0))
                 parts.append(task_probabilities(self.task)(logits.double()).cpu().numpy())
         return self.team.gather(np.concatenate(parts), len(self.fold.val))
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import medtransfer as mt
 from medtransfer import loop
-from medtransfer.capacity import Need, capacity_of, fit_step, measure_step
+from medtransfer.capacity import Need, at_once, capacity_of, fit_step, measure_step
 from medtransfer.errors import ConfigError, Interrupted
 from medtransfer.memory import available, keeping, lonely, through
 from medtransfer.run import read_checkpoint
@@ -303,3 +303,20 @@ def test_patches_shrink_where_memory_is_short():
         with pytest.raises(ConfigError, match="does not fit"):
             fitted(200, given=given)
     assert fitted(500, given=("batch_size",))[1].checkpoint is True
+
+
+def test_passes_without_gradients_take_as_many_cases_as_fit(monkeypatch):
+    model = mt.load_model("embedded/compact3d", dims=3)
+    assert at_once(model, (1, 16, 16, 16)) == 32
+    widest = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(lambda _, i, o: widest.append(4 * (i[0].numel() + o.numel()) / len(o)))
+    with torch.no_grad():
+        model(torch.zeros(2, 1, 64, 64, 64))
+    for cases in (5, 12):
+        room = 2 * cases * (2 * max(widest) + 4 * 64**3) / 0.8
+        monkeypatch.setattr("medtransfer.capacity.available", lambda device, room=room: int(room))
+        assert abs(at_once(model, (1, 64, 64, 64)) - cases) <= 1
+    monkeypatch.setattr("medtransfer.capacity.available", lambda device: 1000)
+    assert at_once(model, (1, 64, 64, 64)) == 2
