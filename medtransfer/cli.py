@@ -88,6 +88,12 @@ def _command() -> str:
 
 
 def _print_result(result: Any, as_json: bool) -> None:
+    from medtransfer.folds import FoldDone
+
+    if isinstance(result, FoldDone):
+        told = {"run": str(result.folder), "fold": result.fold, "missing": list(result.missing)}
+        click.echo(json.dumps(told) if as_json else str(result))
+        return
     if as_json:
         click.echo(
             json.dumps(
@@ -149,10 +155,11 @@ def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
 @click.argument("config", type=click.Path())
 @_CHANGES
 @click.option("--dry-run", is_flag=True, help="Check config, data, split and weights; train nothing.")
+@click.option("--fold", type=int, metavar="K", help="Train this fold alone, beside processes that train others.")
 @_JSON
 @_QUIET
 @_verbose
-def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool) -> None:
+def train(config: str, changes: tuple[str, ...], dry_run: bool, fold: int | None, as_json: bool, quiet: bool) -> None:
     """Train, evaluate on held-out patients and write the report: the main job."""
     from medtransfer.config import Experiment
     from medtransfer.dryrun import as_text
@@ -165,7 +172,7 @@ def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, q
         text = planned.pop("text", None) or as_text(planned)
         click.echo(json.dumps(planned) if as_json else text)
         return
-    _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
+    _print_result(run_training(experiment, fold=fold, command=_command(), progress=not quiet), as_json)
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medtransfer.cohort import Case, Cohort
 from medtransfer.config import Experiment
 from medtransfer.errors import ConfigError, DataError, MetricError, RunError
+from medtransfer.folds import FoldDone
 from medtransfer.run import read_state, write, write_json
 from medtransfer.split import Split
 
@@ -78,9 +79,12 @@ def planned(experiment: Experiment, cohort: Cohort, split: Split) -> dict[str, A
 
 
 def train(
-    experiment: Experiment, cohort: Cohort, split: Split, *, command: str = "", progress: bool = True
-) -> MaskResult:
+    experiment: Experiment, cohort: Cohort, split: Split, *, fold: int | None = None, command: str = "",
+    progress: bool = True,
+) -> MaskResult | FoldDone:  # fmt: skip
     """Audit, plan, train, evaluate on the held-out patients, write the report; going on after an interruption.
+
+    With ``fold`` that fold is trained and nothing more.
 
     Raises
     ------
@@ -108,8 +112,11 @@ def train(
         seed=top.seed,
         device=_device(experiment),
         precision=_precision(experiment),
+        fold=fold,
         progress=progress,
     )
+    if fold is not None:
+        return FoldDone.of(out, fold, len(split.folds), last="finish.json")
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
     known: dict[str, Any] = run.record()

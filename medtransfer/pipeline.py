@@ -14,6 +14,7 @@ from medtransfer import masks
 from medtransfer.cohort import Cohort
 from medtransfer.config import Experiment, parse, read_text, sections
 from medtransfer.errors import ConfigError, GateError, RunError
+from medtransfer.folds import FoldDone
 from medtransfer.metrics.names import LABELS
 from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
@@ -100,8 +101,15 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     }
 
 
-def train(experiment: Experiment, *, command: str = "", progress: bool = True) -> Result | masks.MaskResult:
+def train(
+    experiment: Experiment, *, fold: int | None = None, command: str = "", progress: bool = True
+) -> Result | masks.MaskResult | FoldDone:
     """Train, evaluate on the held-out patients, write the report; going on where an earlier call was interrupted.
+
+    Parameters
+    ----------
+    fold : int or None
+        Train this fold only; a call without it, once all folds are trained, evaluates and writes the report.
 
     Raises
     ------
@@ -117,7 +125,7 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     split = make_split(experiment, cohort)
     if experiment.top.task == "segmentation":
-        return masks.train(experiment, cohort, split, command=command, progress=progress)
+        return masks.train(experiment, cohort, split, fold=fold, command=command, progress=progress)
     model = make_model(experiment, cohort)
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
@@ -138,9 +146,12 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         strategy=experiment.top.strategy,
         precision=experiment.top.precision,
         workers=experiment.top.workers,
+        fold=fold,
         progress=progress,
         watch=tracker,
     )
+    if fold is not None:
+        return FoldDone.of(out, fold, len(split.folds), last="model.safetensors")
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
     known = run.record()
@@ -337,7 +348,7 @@ def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool =
     folder = Path(folder)
     state = read_state(folder)
     several = bool(state["asked"].get("bag"))
-    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), _images(Path(i)) if several else Path(i))
+    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), images_of(Path(i)) if several else Path(i))
              for i in images]  # fmt: skip
     prepared = Prepared(cases, Prepare(**state["asked"]["prepare"]), progress=progress)
     checkpoints = sorted(folder.glob("fold-*/model.safetensors"))
@@ -352,6 +363,6 @@ def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool =
     return text.getvalue()
 
 
-def _images(path: Path) -> tuple[Path, ...]:
+def images_of(path: Path) -> tuple[Path, ...]:
     """The images of a bag: the files of a folder, or the one file."""
     return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

@@ -11,15 +11,15 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
-    "prepare", "augment", "dataset",
+    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "folds", "cache",
+    "claims", "audit", "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
     "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "config", "dryrun", "masks", "pipeline", "refine", "phantom", "demo",
+    "external", "contour", "config", "dryrun", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
     "cli_refine", "cli_weights", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from medtransfer.boundary import generator_of
 from medtransfer.cache import file_digest, fingerprint
+from medtransfer.claims import alone
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, Interrupted
+from medtransfer.folds import chosen_folds
 from medtransfer.recipe import Recipe
 from medtransfer.run import append, begin, environment, finish, read_checkpoint, save_checkpoint, write_json
 from medtransfer.segment.finish import choose_finish, dice
@@ -52,6 +54,7 @@ def train_segmentation(
     seed: int = 0,
     device: str = "cpu",
     precision: Precision = "auto",
+    fold: int | None = None,
     progress: bool = True,
 ) -> SegmentationRun:
     """Train on the training part of each fold; the model passed in stays as it is.
@@ -76,12 +79,16 @@ def train_segmentation(
         Of patches and their variations.
     device : str
     precision : {'auto', '32-true', 'bf16-mixed'}
-        Of training; prediction stays float32. ``auto`` measures a step of each on this machine, once a run.
+        Of training; prediction stays float32. ``auto`` measures a step of each on this machine, once a fold.
+    fold : int or None
+        Train this fold alone, as for :func:`medtransfer.fit`.
 
     Raises
     ------
     ConfigError
         Where model, plan and structures do not fit together.
+    RunError
+        Where the folder cannot be used, or another process is at work on the fold.
     Interrupted
         After Ctrl-C or SIGTERM, with a checkpoint on disk: the same call goes on from there.
     """
@@ -89,6 +96,7 @@ def train_segmentation(
     split.check(cohort)
     names = tuple(structures) if structures else tuple(f"structure {i}" for i in range(1, model.blueprint.classes))
     _check(model, plan, recipe, split, names)
+    wanted = chosen_folds(split, fold)
     tensors = (part for k, v in model.state_dict().items() for part in (k, v.detach().cpu().numpy()))
     used = sorted({i for f in split.folds for part in f.parts()[:2] for i in part})
     asked = {
@@ -111,9 +119,12 @@ def train_segmentation(
     plan.save(out / "plan.yaml")
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]), stopping() as stop:
-        for number, fold in enumerate(split.folds):
-            if not (out / f"fold-{number}" / "finish.json").is_file():
-                _Training(run, model, recipe, number, fold, seed, precision, stop, progress).go()
+        for number in wanted:
+            with alone(out / f"fold-{number}", "claim"):
+                if not (out / f"fold-{number}" / "finish.json").is_file():
+                    _Training(run, model, recipe, number, split.folds[number], seed, precision, stop, progress).go()
+    if fold is not None:
+        return run
     run.describe(_facts(run, model, recipe, seed, time.monotonic() - started))
     finish(out)
     return run
