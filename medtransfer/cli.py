@@ -227,14 +227,16 @@ def evaluate(
 @_QUIET
 @_verbose
 def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
-    """Predict new images with a finished run: one row, or one mask, an image, in the order given."""
-    from medtransfer.masks import predict_masks, segments
+    """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
+    from medtransfer.export.opened import open_exported
+    from medtransfer.masks import predict_masks
     from medtransfer.pipeline import predict_files
 
-    if form or segments(run):
-        click.echo(predict_masks(run, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
+    model = open_exported(run)
+    if form or model.card.task == "segmentation":
+        click.echo(predict_masks(model, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
         return
-    text = predict_files(run, images, progress=not quiet)
+    text = predict_files(model, images, progress=not quiet)
     if out is None:
         click.echo(text, nl=False)
         return
@@ -261,14 +263,15 @@ cli.add_command(compare)
 
 @cli.command()
 @click.argument("run", type=click.Path())
-@click.argument("out", type=click.Path())
-@click.option("--fold", default=0, show_default=True)
+@click.option("--to", type=click.Choice(["weights", "onnx", "torch", "bundle"]), default="weights", show_default=True)
+@click.option("--out", required=True, type=click.Path(), help="File (.onnx, .pt2) or folder to make.")
+@click.option("--fold", type=int, help="One fold's model; all folds together by default.")
 @_verbose
-def export(run: str, out: str, fold: int) -> None:
-    """Write a run's model, its preparation and its threshold into one folder without patient data."""
-    from medtransfer.export import export_model
+def export(run: str, to: Any, out: str, fold: int | None) -> None:
+    """Write a run's model with its preparation and threshold, without patient data, for use elsewhere."""
+    from medtransfer.export import export as export_run
 
-    click.echo(export_model(Path(run), Path(out), fold=fold))
+    click.echo(export_run(run, out, to=to, fold=fold))
 
 
 cli.add_command(weights)

@@ -155,7 +155,7 @@ class Model(nn.Module):
 
     def walk(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Through some stages in a row: what is pooled on the way, ``[n, width]``, and what comes out of the last."""
-        pooled = [x.new_zeros(len(x), 0)]
+        pooled = [x.new_zeros(x.shape[0], 0)]
         for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
                 x = self.stages[name](x)

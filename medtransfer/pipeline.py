@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from medtransfer import masks
 from medtransfer.cohort import Cohort
 from medtransfer.config import Experiment, parse, read_text, sections
-from medtransfer.errors import ConfigError, GateError, RunError
+from medtransfer.errors import ConfigError, GateError
+from medtransfer.export.opened import Exported, open_exported
 from medtransfer.folds import FoldDone
 from medtransfer.metrics.names import LABELS
 from medtransfer.run import Run, make_folder, read_state, write, write_private
@@ -328,36 +329,26 @@ def gate(evaluation: Evaluation | Segmented, at_least: float | None) -> None:
         )
 
 
-def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool = True) -> str:
+def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progress: bool = True) -> str:
     """CSV of probabilities, or predicted values, for new images, in the order given; folds are averaged.
 
-    A run on bags takes folders, each with the images of one case. Rows carry their number and a pseudonym, not the
-    file's name, which may be a patient's.
+    ``folder`` is a finished run or what :func:`medtransfer.export.export` wrote. Where it was trained on bags, images
+    are folders, one a case. Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
     """
     import csv
     import io
 
-    import numpy as np
-
     from medtransfer.cohort import Case
     from medtransfer.dataset import Prepared
-    from medtransfer.predict import probabilities
-    from medtransfer.prepare import Prepare
-    from medtransfer.run import load_checkpoint
 
-    folder = Path(folder)
-    state = read_state(folder)
-    several = bool(state["asked"].get("bag"))
-    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), images_of(Path(i)) if several else Path(i))
+    model = open_exported(folder)
+    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), images_of(Path(i)) if model.card.bag else Path(i))
              for i in images]  # fmt: skip
-    prepared = Prepared(cases, Prepare(**state["asked"]["prepare"]), progress=progress)
-    checkpoints = sorted(folder.glob("fold-*/model.safetensors"))
-    if state["status"] != "complete":
-        raise RunError("the run is not complete", where=folder.name, fix="run the training command again: it goes on")
-    found = np.mean([probabilities(load_checkpoint(c), prepared, range(len(cases))) for c in checkpoints], axis=0)
+    prepared = Prepared(cases, model.card.preparation(), progress=progress)
+    found = model.says(prepared, range(len(cases)), progress=progress)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "case", *(f"p:{c}" for c in state["asked"]["classes"])])
+    writer.writerow(["row", "case", *(f"p:{c}" for c in model.card.names)])
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
         writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
     return text.getvalue()

@@ -17,9 +17,9 @@ ROOMS = [
     "fastform", "certify",
     "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
     "losses", "linear",
-    "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
+    "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "config", "dryrun", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
+    "external", "contour", "export", "config", "dryrun", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
     "cli_refine", "cli_weights", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {

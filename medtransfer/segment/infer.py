@@ -54,7 +54,12 @@ def chances(
     """
     for model in models:
         model.eval()
-    predict = speaker(models, plan.mirrored if mirror else ())
+    yield from _windows(speaker(models, plan.mirrored if mirror else ()), plan, array, batch)
+
+
+def _windows(
+    predict: Callable[[Tensor], Tensor], plan: Plan, array: Tensor, batch: int | None
+) -> Iterator[tuple[int, int, Tensor]]:
     with torch.inference_mode():
         if batch is None:
             count = int(np.prod([len(starts(n, w, plan.overlap)) for n, w in zip(array.shape[1:], plan.window)]))  # noqa: B905
@@ -84,11 +89,23 @@ def segment_image(
         On the image's spatial axes.
     """
     array, _ = to_grid(plan, image, where=where)
-    grid = array.shape[1:]
+    slabs = chances(models, plan, torch.from_numpy(array).to(device), mirror=mirror, batch=batch)
+    return _labels(slabs, plan, image, array.shape[1:])
+
+
+def segment_by(
+    predict: Callable[[Tensor], Tensor], plan: Plan, image: Image, *, batch: int | None = None, where: str = ""
+) -> Labels:
+    """As :func:`segment_image`, by anything that gives class probabilities of windows ``[n, channels, ...]``."""
+    array, _ = to_grid(plan, image, where=where)
+    return _labels(_windows(predict, plan, torch.from_numpy(array), batch), plan, image, array.shape[1:])
+
+
+def _labels(slabs: Iterator[tuple[int, int, Tensor]], plan: Plan, image: Image, grid: tuple[int, ...]) -> Labels:
+    """The likeliest class on the image's own voxels."""
     matrices = native_matrices(plan, image, grid)
     sides = [n if m is None else m.shape[0] for n, m in zip(grid, matrices, strict=True)]
     result = np.zeros(sides, np.uint8)
-    slabs = chances(models, plan, torch.from_numpy(array).to(device), mirror=mirror, batch=batch)
     for first, end, native in _natively(slabs, matrices, sides[0]):
         result[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
     return turn_back(result, image)
