@@ -38,6 +38,8 @@ class Result:
 def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: bool = True) -> Cohort:
     """The cohort of a config; ``store`` keeps the scan of a dump for the next time."""
     arguments = experiment.arguments("cohort")
+    if experiment.top.task == "segmentation":
+        arguments["covariates"] = (*arguments["covariates"], *(experiment.settings["evaluate"].beside or ()))
     if experiment.cohort_key == "csv":
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":

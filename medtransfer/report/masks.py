@@ -12,12 +12,14 @@ import numpy as np
 from markupsafe import Markup
 
 from medtransfer.metrics.intervals import Estimate
+from medtransfer.report import beside as compared
 from medtransfer.report import drawings, extras, figures
 from medtransfer.report.checklist import FIELDS, FIRST, LISTS, checklist, numbers
 from medtransfer.report.content import receipt_rows
 from medtransfer.report.figures import CYCLE, EVENT, INK, MODEL, THIRD, draw
 from medtransfer.report.outlines import Seen, drawing
 from medtransfer.report.sections import Section
+from medtransfer.report.viewer import embedded
 from medtransfer.report.words import Words
 
 if TYPE_CHECKING:
@@ -77,10 +79,11 @@ def write_masks_report(
 
     path = Path(path)
     w = words_of(language)
-    html = render(w, view(result, seen, record, w, bootstrap=bootstrap, seed=seed))
-    files: dict[str, str | bytes] = {path.name: html}
+    found = view(result, seen, record, w, bootstrap=bootstrap, seed=seed)
+    viewer = embedded([s.scene for s in seen if s.scene], result.structures, w)
+    files: dict[str, str | bytes] = {path.name: render(w, found | {"viewer": viewer})}
     if pdf:
-        files[path.with_suffix(".pdf").name] = printed(html)
+        files[path.with_suffix(".pdf").name] = printed(render(w, found))
     replace_files(path.parent, files)
     return path
 
@@ -105,7 +108,8 @@ def view(
     found: dict[str, Any] = {
         "w": w,
         "result": facts,
-        "sections": SECTIONS,
+        "sections": _sections(result),
+        "beside": compared.content(result, w),
         "title": str(record.get("title") or w.plain("page.title")),
         "synthetic": bool(record.get("synthetic")),
         "record": {k: v for k, v in record.items() if k != "history"},
@@ -129,12 +133,20 @@ def view(
         "volumes": _volumes(result),
         "rows": list(zip(result.structures, result.rows, strict=True)),
         "seen": [(s, [(w.plain(f"plane.{v.plane}"), drawing(v, w, s.case)) for v in s.views]) for s in seen],
+        "scenes": [s.scene for s in seen if s.scene],
         "points": Markup("null"),
         "methods": w.methods(estimates),
         "checklist": _checklist(facts, author),
         "fig": _figures(shown, record, w),
     }
     return found
+
+
+def _sections(result: Segmented) -> list[Section]:
+    """With a comparison where one was asked for."""
+    at = [s.id for s in SECTIONS].index("segmentation") + 1
+    more = [Section("beside", "_masks_beside.html", "beside")] if result.beside else []
+    return [*SECTIONS[:at], *more, *SECTIONS[at:]]
 
 
 def _structures(result: Segmented) -> dict[str, Any]:
