@@ -215,6 +215,25 @@ def predict_into(
     DataError
         Where a DICOM SEG is asked for what is not DICOM.
     """
+    from medtransfer.out.names import write_names
+
+    run, folds = speaking(folder, device=device)
+    if form == "nifti":
+        write_names(out, run.structures)
+    for text in images:
+        source = Path(text)
+        case = Case(str(source.resolve()), str(source.resolve()), source)
+        yield _write_one(run, case, source, Path(out), form, folds)
+
+
+def speaking(folder: str | Path, *, device: str = "cpu") -> tuple[SegmentationRun, range]:
+    """A finished run without its cohort, to be asked about new images, and the folds that it has.
+
+    Raises
+    ------
+    RunError
+        Where the run is not complete.
+    """
     from medtransfer.segment.plan import Plan
     from medtransfer.segment.run import SegmentationRun
 
@@ -225,10 +244,7 @@ def predict_into(
     asked, folds = state["asked"], range(len(list(folder.glob("fold-*/finish.json"))))
     nobody = Split((), "none", 0, "", ())
     run = SegmentationRun(folder, Cohort(()), nobody, Plan(**asked["plan"]), tuple(asked["structures"]), device)
-    for text in images:
-        source = Path(text)
-        case = Case(str(source.resolve()), str(source.resolve()), source)
-        yield _write_one(run, case, source, Path(out), form, folds)
+    return run, folds
 
 
 def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: Form, folds: Sequence[int]) -> Written:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def write_names(folder: str | Path, structures: Sequence[str]) -> tuple[Path, Pa
     2 left_kidney 86 180 233 255
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [(i, name, colour(i)) for i, name in enumerate(structures, start=1)]
     snap = ["# ITK-SnAP Label Description File", "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
             '    0     0    0    0        0  0  0    "Clear Label"']  # fmt: skip
@@ -58,6 +60,15 @@ def write_names(folder: str | Path, structures: Sequence[str]) -> tuple[Path, Pa
     for path, lines in zip(made, (snap, slicer), strict=True):
         write_atomically(path, "\n".join(lines) + "\n")
     return made
+
+
+def read_names(folder: str | Path) -> dict[int, str]:
+    """Names of labels from ``labels.txt`` of a folder (ITK-SNAP's label descriptions); none where there is none."""
+    path = Path(folder) / "labels.txt"
+    if not path.is_file():
+        return {}
+    rows = re.findall(r'^\s*(\d+)\s+(?:\S+\s+){6}"(.*)"\s*$', path.read_text(encoding="utf-8", errors="replace"), re.M)
+    return {int(number): name for number, name in rows if int(number)}
 
 
 def _quoted(name: str) -> str:

@@ -17,6 +17,7 @@ from medtransfer.report import drawings, extras, figures
 from medtransfer.report.checklist import FIELDS, FIRST, LISTS, checklist, numbers
 from medtransfer.report.content import receipt_rows
 from medtransfer.report.figures import CYCLE, EVENT, INK, MODEL, THIRD, draw
+from medtransfer.report.masks_card import cards
 from medtransfer.report.outlines import Seen, drawing
 from medtransfer.report.sections import Section
 from medtransfer.report.viewer import embedded
@@ -53,7 +54,7 @@ def write_masks_report(
     language: Literal["en", "de", "fr", "es"] = "en",
     pdf: bool = False,
 ) -> Path:
-    """Write the page of a segmentation: one file, no request leaves it.
+    """Write the page of a segmentation, one file that no request leaves, and its model cards beside it.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def write_masks_report(
     w = words_of(language)
     found = view(result, seen, record, w, bootstrap=bootstrap, seed=seed)
     viewer = embedded([s.scene for s in seen if s.scene], result.structures, w)
-    files: dict[str, str | bytes] = {path.name: render(w, found | {"viewer": viewer})}
+    files: dict[str, str | bytes] = {path.name: render(w, found | {"viewer": viewer}), **cards(found, w)}
     if pdf:
         files[path.with_suffix(".pdf").name] = printed(render(w, found))
     replace_files(path.parent, files)
@@ -93,6 +94,7 @@ def view(
 ) -> dict[str, Any]:
     """All that the templates need, by name."""
     from medtransfer import __version__
+    from medtransfer.metrics.names import LABELS
 
     author = {k: str(v) for k, v in (record.get("author") or {}).items() if v}
     shown = _structures(result)
@@ -100,8 +102,10 @@ def view(
     patients = len(set(result.patients))
     facts = SimpleNamespace(
         record=record, threshold=None, estimates=result.panel.estimates, per_class={}, subgroups=[], recalibrated=None,
-        predictions=SimpleNamespace(part="test"), primary="dice", controls=[], seed=seed, bootstrap=bootstrap,
-        counts=SimpleNamespace(cases=len(result.cases), patients=patients, folds=_folds(record)),
+        predictions=SimpleNamespace(part=str(record.get("part") or "test"), classes=result.structures),
+        primary="dice", controls=[], seed=seed, bootstrap=bootstrap,
+        checks=[SimpleNamespace(name=name, status=status, text=text) for name, status, text in checks],
+        counts={"cases": len(result.cases), "patients": patients, "folds": _folds(record)},
     )  # fmt: skip
     estimates = [e for row in (result.panel.estimates, *result.rows) for e in row.values()]
     dice = result.panel.estimates["dice"]
@@ -128,6 +132,11 @@ def view(
         "version": str(record.get("version") or __version__),
         "verdict": _verdict(checks, dice, w),
         "dice": dice,
+        "task": "segmentation",
+        "classes": result.structures,
+        "e": result.panel.estimates,
+        "labels": LABELS,
+        "none_word": w.plain("word.not_recorded"),
         "checks": checks,
         "segmentation": shown,
         "volumes": _volumes(result),

@@ -75,6 +75,9 @@ def look(
     low, high = window_of(array[box])
     if reference.ndim == 2:
         return Seen(case, dice, (_view("image", array[box], reference[box], predicted[box], spacing, low, high),))
+    if not differ.any():  # nothing is marked: the planes through the middle
+        differ = np.zeros(differ.shape, bool)
+        differ[tuple(n // 2 for n in differ.shape)] = True
     views = []
     for axis in (2, 1, 0):
         others = tuple(a for a in range(3) if a != axis)

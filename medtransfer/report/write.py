@@ -156,7 +156,12 @@ def model_card(result: Evaluation, words: Words) -> str:
     """The model card as Markdown text."""
     from medtransfer.report.content import content
 
-    return _environment(words, html=False).get_template("model_card.md").render(**content(result, words, drawn=False))
+    return card_text(content(result, words, drawn=False), words)
+
+
+def card_text(view: Mapping[str, Any], words: Words) -> str:
+    """The Markdown card of what the templates need."""
+    return _environment(words, html=False).get_template("model_card.md").render(**view)
 
 
 def words_of(language: str) -> Words:

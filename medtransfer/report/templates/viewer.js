@@ -29,7 +29,7 @@
     viewer = new Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [0.85, 0.2, 0.45, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
       show3Dcrosshair: false, dragAndDropEnabled: false, loadingText: "", multiplanarShowRender: 1,
-      isRadiologicalConvention: true, sagittalNoseLeft: true, textHeight: 0.035, clipPlaneColor: [0, 0, 0, 0],
+      isRadiologicalConvention: true, sagittalNoseLeft: true, logLevel: "silent", clipPlaneColor: [0, 0, 0, 0],
       isNearestInterpolation: true, isSliceMM: false,
     });
     await viewer.attachToCanvas(part("canvas"), true);
