@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +62,7 @@ def view_file(
     masks: Sequence[str | Path] = (),
     *,
     reference: str | Path | None = None,
+    structures: Sequence[str] = (),
     out: str | Path | None = None,
     limit_mb: float = LIMIT_MB,
     language: Language = "en",
@@ -76,6 +76,9 @@ def view_file(
         NIfTI, raster or DICOM SEG. Of one mask the labels are shown, of several each is a structure.
     reference : path or None
         A mask to set beside the others.
+    structures : sequence of str
+        Names of labels 1, 2, ..., or of the masks where there are several; else a DICOM SEG's own are taken, or
+        those of ``labels.txt`` beside a mask. Names of files are not shown: they may be a patient's.
     out : path or None
         The page; None takes ``view-<pseudonym>.html`` in this folder.
     limit_mb : float
@@ -100,7 +103,7 @@ def view_file(
         if files:
             found[kind], called = _labels(held, [Path(f) for f in files])
             names = called if len(called) > len(names) else names
-    shown = Shown(case.alias, held.read(), found, names)
+    shown = Shown(case.alias, held.read(), found, tuple(structures) or names)
     return write_view(shown, out or Path(f"view-{case.alias}.html"), limit_mb=limit_mb, language=language)
 
 
@@ -180,11 +183,15 @@ def _content(shown: Shown, w: Words, *, limit: int) -> dict[str, Any]:
     facts += [(w.plain(f"view.{k}") if f"view.{k}" in w else k, v) for k, v in shown.facts]
     viewer = embedded([volumes] if volumes else [], structures, w)
     return {
-        "w": w, "case": shown.case, "facts": facts, "kinds": [k for k in ("reference", "predicted") if k in shown.masks],
-        "rows": _rows(shown, structures), "planes": [(w.plain(f"plane.{v.plane}"), drawing(v, w, shown.case)) for v in
-                                                     seen.views],
-        "viewer": viewer | {"open": True} if viewer else viewer, "version": __version__,
-    }  # fmt: skip
+        "w": w,
+        "case": shown.case,
+        "facts": facts,
+        "kinds": [k for k in ("reference", "predicted") if k in shown.masks],
+        "rows": _rows(shown, structures),
+        "planes": [(w.plain(f"plane.{v.plane}"), drawing(v, w, shown.case)) for v in seen.views],
+        "viewer": viewer | {"open": True} if viewer else viewer,
+        "version": __version__,
+    }
 
 
 def _still(image: Image) -> Image:
@@ -232,7 +239,7 @@ def _labels(case: Case, files: Sequence[Path]) -> tuple[Labels, tuple[str, ...]]
     labels = np.zeros_like(found[0])
     for number, mask in enumerate(found, start=1):
         labels[mask > 0] = number
-    return labels, tuple(re.sub(r"\.(nii|nii\.gz|dcm|png)$", "", f.name) for f in files)
+    return labels, ()
 
 
 def _names_of(path: Path) -> tuple[str, ...]:
@@ -264,9 +271,10 @@ def _of_masks(folder: Path, cohort: Cohort, index: int) -> Shown:
     masks = {"predicted": labels}
     if case.mask is not None:
         masks = {"reference": read_pair(case, len(run.structures) + 1)[1], **masks}
-    told = "test" if fold is not None else next(
-        (name for f in run.split.folds for name, part in (("train", f.train), ("val", f.val)) if index in part), "")
-    return Shown(case.alias, image, masks, run.structures, (("run", folder.name), ("part", told)))  # fmt: skip
+    parts = [p for f in run.split.folds for p in (("train", f.train), ("val", f.val))]
+    told = "test" if fold is not None else next((name for name, part in parts if index in part), "")
+    facts = (("run", folder.name), ("part", told))
+    return Shown(case.alias, image, masks, run.structures, facts)
 
 
 def _segmented_anew(folder: Path, case: Case) -> Shown:

@@ -19,7 +19,8 @@ ROOMS = [
     "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "config", "dryrun", "masks", "masks_external", "pipeline", "view", "refine", "phantom", "demo",
+    "external", "contour", "config", "dryrun", "masks", "masks_external", "pipeline", "view", "refine",
+    "phantom", "demo",
     "cli_refine", "cli_view", "cli_weights", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {

@@ -18,7 +18,8 @@ Labels = NDArray[np.uint8]
 MARGIN = 10  # least voxels around the structures
 LIMIT = 6 * 2**20  # characters that the volumes of a report take in all
 _LEAST = 8  # voxels along an axis that is thinned no further
-_BEST = 16  # times that compression helps, at the very best
+_BEST = 8  # times that compression helps, at the very best
+_ENOUGH = 4_000_000  # values that tell a window
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +133,8 @@ def around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
 
 def window_of(values: NDArray[np.generic]) -> tuple[float, float]:
     """Grey values shown black and white: nearly all that occur."""
-    known = values[np.isfinite(values)].astype(np.float64)
+    flat = values.ravel()[:: max(1, values.size // _ENOUGH)]
+    known = flat[np.isfinite(flat)].astype(np.float64)
     low, high = (float(v) for v in np.percentile(known, (0.5, 99.5))) if known.size else (0.0, 1.0)
     return low, high if high > low else low + 1
 
@@ -149,14 +151,22 @@ def _stored(
     values: NDArray[np.generic], low: float, high: float, bits: Literal[8, 16]
 ) -> tuple[NDArray[Any], float, float]:
     """Whole numbers, and slope and intercept that make them grey values."""
-    grey = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    if bits == 16 and np.issubdtype(values.dtype, np.integer) and _short(values):
+        return values.astype(np.int16), 1.0, 0.0
+    real = values.astype(np.result_type(values.dtype, np.float32), copy=False)
+    grey = np.nan_to_num(real, nan=low, posinf=high, neginf=low)
     if bits == 16:
-        low, high = float(grey.min()), float(grey.max())
-        if low >= -(2**15) and high < 2**15 and np.array_equal(grey, np.rint(grey)):
+        if _short(grey) and np.array_equal(grey, np.rint(grey)):
             return grey.astype(np.int16), 1.0, 0.0
+        low, high = float(grey.min()), float(grey.max())
     kind, most = (np.uint8, 255) if bits == 8 else (np.int16, 2**15 - 1)
     slope = (high - low) / most or 1.0
     return np.rint((np.clip(grey, low, high) - low) / slope).astype(kind), slope, low
+
+
+def _short(values: NDArray[np.generic]) -> bool:
+    """Whether values fit into 16 bits."""
+    return bool(values.min() >= -(2**15) and values.max() < 2**15)  # type: ignore[operator]
 
 
 def _text(array: NDArray[Any], affine: NDArray[np.float64], slope: float | None = None, start: float = 0.0) -> str:
