@@ -262,3 +262,32 @@ def test_a_file_is_shown_with_masks_over_it(trained, tmp_path):
     assert list(layers) == ["image"]
     assert np.prod(layers["image"].shape) < np.prod(mask.shape) / 2
     assert call("view", balls / "nowhere.nii.gz", "--no-open").exit_code == 3
+
+
+def test_a_dicom_series_is_shown_with_a_dicom_seg_over_it(shared, tmp_path):
+    pytest.importorskip("highdicom", reason="highdicom is not installed")
+    import pydicom
+
+    from medtransfer.io.scan import scan
+    from medtransfer.out.seg import write_seg
+
+    series = next((shared / "hippocampus" / "dicom_test" / "Study1").rglob("*.dcm")).parent
+    record = next(r for r in scan(series, progress=False) if r.kind == "volume")
+    labels = np.zeros(record.shape[:3], np.uint8)
+    labels[10:20, 12:30, 8:15] = 1
+    labels[5:9, 12:30, 8:15] = 2
+    seg = write_seg(labels, record, tmp_path / "mask.dcm", structures=("head", "tail"))
+    made = call("view", series, seg, "--no-open", "--out", tmp_path / "a.html")
+    assert made.exit_code == 0, made.output
+    page = (tmp_path / "a.html").read_text()
+    data = volumes_of(page)
+    assert data["structures"] == ["head", "tail"]
+    (scene,) = data["scenes"]
+    assert np.array_equal(scene["layers"]["predicted"].get_fdata(), labels)
+    image = record.read()
+    np.testing.assert_allclose(scene["layers"]["predicted"].affine, image.geometry.affine, atol=1e-4)
+    np.testing.assert_allclose(scene["layers"]["image"].get_fdata(), image.array, rtol=1e-3, atol=0.1)
+    header = pydicom.dcmread(next(series.glob("*.dcm")), stop_before_pixels=True)
+    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
+        value = str(header.get(keyword, ""))
+        assert len(value) < 4 or value not in page, keyword
