@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from medtransfer.cli_refine import compare, search
+from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
@@ -257,6 +258,7 @@ def report(run: str, quiet: bool) -> None:
     click.echo(again(run, progress=not quiet).report)
 
 
+cli.add_command(view)
 cli.add_command(search)
 cli.add_command(compare)
 

@@ -226,7 +226,11 @@ def predict_into(
     DataError
         Where a DICOM SEG is asked for what is not DICOM.
     """
+    from medtransfer.out.names import write_names
+
     model = open_exported(folder, device=device)
+    if form == "nifti":
+        write_names(out, model.structures)
     for text in images:
         source = Path(text)
         case = Case(str(source.resolve()), str(source.resolve()), source)
@@ -335,7 +339,10 @@ def _comparison(record: dict[str, Any], own: Sequence[Row], gaps: Sequence[Row],
     drawn = forest([(f"{name}: {structure}", row["dice"]) for name, structure, row in gaps], 0.0)
     names = [k for k in ("dice", "nsd", "hd95", "assd", "iou") if not (uneven and k == "nsd")]
     page = environment().get_template("compare_masks.html")
-    return page.render(found=record, own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style)
+    return page.render(
+        found=record, first=record["baseline"], resamples=record["bootstrap"]["resamples"],
+        own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style,
+    )  # fmt: skip
 
 
 def _device(experiment: Experiment) -> str:

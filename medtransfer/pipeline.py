@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from medtransfer.config import Experiment, parse, read_text, sections
 from medtransfer.errors import ConfigError, GateError
 from medtransfer.export.opened import Exported, open_exported
 from medtransfer.folds import FoldDone
+from medtransfer.masks_external import external_name, validate_masks
 from medtransfer.metrics.names import LABELS
 from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
@@ -40,6 +40,8 @@ class Result:
 def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: bool = True) -> Cohort:
     """The cohort of a config; ``store`` keeps the scan of a dump for the next time."""
     arguments = experiment.arguments("cohort")
+    if experiment.top.task == "segmentation":
+        arguments["covariates"] = (*arguments["covariates"], *(experiment.settings["evaluate"].beside or ()))
     if experiment.cohort_key == "csv":
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":
@@ -232,7 +234,7 @@ def again(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool =
 
 def external_cohort(
     experiment: Experiment,
-    run: Run,
+    classes: Sequence[str] | None,
     table: str | None,
     *,
     root: str | None = None,
@@ -240,10 +242,12 @@ def external_cohort(
     labels: str | None = None,
     progress: bool = True,
 ) -> Cohort:
-    """The cohort of an external validation, its classes those of the run.
+    """The cohort of an external validation.
 
     Parameters
     ----------
+    classes : sequence of str or None
+        Those of the run; None for masks.
     table : path or None
         A table of images, whose columns are called as in training; or a YAML file with a ``cohort`` section.
     root : path or None
@@ -265,7 +269,8 @@ def external_cohort(
         known = sections(key)["cohort"].model_fields
         section = {k: v for k, v in experiment.raw["cohort"].items() if k in known and k not in sources}
         section |= {"csv": table, "root": root or "."} if dicom is None else {"dicom": dicom, "labels": labels}
-    section.setdefault("classes", list(run.cohort.classes))
+    if classes is not None:
+        section.setdefault("classes", list(classes))
     return load_cohort(experiment.with_cohort(section, name="the external cohort"), progress=progress)
 
 
@@ -282,7 +287,7 @@ def validate(
     changes: tuple[str, ...] = (),
     command: str = "",
     progress: bool = True,
-) -> list[Result]:
+) -> Sequence[Result | masks.MaskResult]:
     """External validation of a finished run, reported in ``external-<name>`` of its folder.
 
     Returns
@@ -294,9 +299,20 @@ def validate(
     from medtransfer.external import evaluate_external, recalibrated
     from medtransfer.report import write_report
 
+    called = external_name(name, str(table or dicom))
+    if masks.segments(folder):
+        if recalibrate is not None:
+            raise ConfigError("masks have no probabilities to recalibrate", where="--recalibrate", fix="leave it out")
+        asked_again = any(c.split("=")[0].strip().startswith("evaluate.beside") for c in changes)
+        experiment = stored_experiment(folder, changes=changes if asked_again else (*changes, "evaluate.beside=null"))
+        known = load_cohort(stored_experiment(folder), progress=progress)
+        cohort = external_cohort(experiment, None, table, root=root, dicom=dicom, labels=labels, progress=progress)
+        cohort = replace(cohort, name=called)
+        return [validate_masks(folder, experiment, known, cohort, accept=accept, command=command, progress=progress)]
     run, experiment = reopen(folder, changes=changes, progress=progress)
-    cohort = external_cohort(experiment, run, table, root=root, dicom=dicom, labels=labels, progress=progress)
-    called = re.sub(r"[^A-Za-z0-9_-]+", "-", name or Path(str(table or dicom)).stem).strip("-") or "cohort"
+    cohort = external_cohort(
+        experiment, run.cohort.classes, table, root=root, dicom=dicom, labels=labels, progress=progress
+    )
     cohort = replace(cohort, name=called)
     findings = audit(cohort, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()

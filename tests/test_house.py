@@ -19,8 +19,9 @@ ROOMS = [
     "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "export", "config", "dryrun", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
-    "cli_refine", "cli_weights", "cli", "__main__",
+    "external", "contour", "export", "config", "dryrun", "masks", "masks_external", "pipeline", "bulk", "view",
+    "refine", "phantom", "demo",
+    "cli_refine", "cli_view", "cli_weights", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
