@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_pacs import fetch, send
 from medtransfer.cli_refine import compare, search
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
@@ -264,4 +265,6 @@ def export(run: str, out: str, fold: int) -> None:
     click.echo(export_model(Path(run), Path(out), fold=fold))
 
 
+cli.add_command(fetch)
+cli.add_command(send)
 cli.add_command(weights)

@@ -11,7 +11,7 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "cache", "audit",
+    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cache", "pacs", "cohort", "split", "audit",
     "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
@@ -20,7 +20,7 @@ ROOMS = [
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
     "external", "contour", "config", "dryrun", "masks", "pipeline", "refine", "phantom", "demo",
-    "cli_refine", "cli_weights", "cli", "__main__",
+    "cli_refine", "cli_weights", "cli_pacs", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
