@@ -33,8 +33,7 @@ def _server_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @click.argument("address")
 @click.argument("out", type=click.Path())
-@click.option("--query", "queries", multiple=True, metavar="KEY=VALUE",
-              help="What to find, e.g. Modality=CT or StudyDate=20240101-20240131; a key again: any of its values.")  # fmt: skip
+@click.option("--query", "queries", multiple=True, metavar="KEY=VALUE", help="What to find, e.g. Modality=CT.")
 @click.option("--ids", type=click.Path(), help="A table: only what one of its rows names.")
 @click.option("--on", default="PatientID", show_default=True, help="The id in that table, as DICOM calls it.")
 @click.option("--column", help="Column of the table that holds it; by default one called like --on.")
@@ -48,6 +47,8 @@ def fetch(
     ca_bundle: str | None, aet: str, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring studies from an archive into the folder OUT; the same command again goes on where it ended.
+
+    Several --query must all fit (StudyDate=20240101-20240131 is a range); of one key given again, any value.
 
     ADDRESS is https://HOST:PORT/dicom-web (DICOMweb) or dicom://AETITLE@HOST:PORT (DIMSE). Credentials come from the
     environment (MEDTRANSFER_PACS_TOKEN, or MEDTRANSFER_PACS_USER and MEDTRANSFER_PACS_PASSWORD) or the keyring.

@@ -321,7 +321,7 @@ class Cohort:
     @classmethod
     def from_dicomweb(
         cls, dicomweb: str, query: dict[str, str | tuple[str, ...]] | None = None, *, labels: str | Path,
-        on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "file"] = "PatientID",
+        on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID"] = "PatientID",
         column: str | None = None, label: str | tuple[str, ...] | None = "label",
         target: str | tuple[str, ...] | None = None, classes: Sequence[object] | None = None,
         task: Task | None = None, patient: str | None = None, part: str | None = None, modality: str | None = None,

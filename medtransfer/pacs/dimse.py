@@ -45,7 +45,7 @@ class Dimse:
 
     def echo(self) -> None:
         """C-ECHO."""
-        from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+        from pynetdicom.sop_class import Verification
 
         with self._associated([(Verification, _PLAIN)]) as association:
             self._status(association.send_c_echo(), "C-ECHO")
@@ -53,7 +53,7 @@ class Dimse:
     def find(self, level: Level, keys: Row) -> list[Row]:
         """C-FIND in the study root model."""
         from pydicom.dataset import Dataset
-        from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+        from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
         model = StudyRootQueryRetrieveInformationModelFind
         asked = Dataset()
@@ -81,7 +81,7 @@ class Dimse:
         """
         from pydicom.dataset import Dataset
         from pynetdicom import evt
-        from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet  # type: ignore[attr-defined]
+        from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet
 
         model = StudyRootQueryRetrieveInformationModelGet
         wanted = {one.uid: one for one in batch}

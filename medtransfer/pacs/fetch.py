@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtransfer.errors import PacsError, PacsUnavailable
+from medtransfer.errors import ConfigError, PacsError, PacsUnavailable, require
 from medtransfer.pacs.found import Found, Instance, Query, check_query
 from medtransfer.pacs.found import find as find_in
 from medtransfer.pacs.pace import Damaged, Missing, Pace, hushed
@@ -84,6 +84,7 @@ def opened(server: Server) -> Iterator[tuple[Web | Dimse, Pace]]:
     if server.protocol == "dimse":
         archive = Dimse(server, pace)
     else:
+        require("dicomweb_client", "dicomweb")
         from medtransfer.pacs.web import Web
 
         archive = Web(server, pace)
@@ -244,8 +245,9 @@ def fetch_scan(
     """
     from medtransfer.io.scan import scan
 
-    ids: str | Path | None = labels if on in _IDS else None
-    query, only = asked(query or {}, ids, on=on, column=column, sheet=sheet)
+    if on not in _IDS:
+        raise ConfigError("what comes from an archive is joined by an id", where="on", got=on, fix=", ".join(_IDS))
+    query, only = asked(query or {}, labels, on=on, column=column, sheet=sheet)
     found = find(server, query, only=only)
     if not len(found):
         got = ", ".join([f"{found.studies} studies", *(f"{n} {reason}" for reason, n in found.left_out.items())])

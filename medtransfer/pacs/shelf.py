@@ -71,7 +71,8 @@ class Shelf:
         place = self.place(instance)
         draft = place / f"{_DRAFT}{secrets.token_hex(8)}"
         try:
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (place.parent, place):
+                folder.mkdir(exist_ok=True, mode=0o700)
             handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "wb") as file:
                 for piece in content:

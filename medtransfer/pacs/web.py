@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import requests
-
-from medtransfer.errors import PacsError, PacsRefused, PacsUnavailable, require
+from medtransfer.errors import PacsError, PacsRefused, PacsUnavailable
 from medtransfer.pacs.found import Instance, Level, Row
 from medtransfer.pacs.multipart import boundary_of, only_part
 from medtransfer.pacs.pace import Busy, Damaged, Missing, Pace
 from medtransfer.pacs.server import PASSWORD, TOKEN, USER, Server, credentials
+
+if TYPE_CHECKING:
+    import requests
 
 _ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _PIECE, _PAGE = 1 << 16, 1000
@@ -35,7 +36,6 @@ class Web:
     batch = 1
 
     def __init__(self, server: Server, pace: Pace) -> None:
-        require("dicomweb_client", "dicomweb")
         from dicomweb_client.web import DICOMwebClient
 
         self._server, self._pace = server, pace
@@ -133,34 +133,36 @@ class Web:
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Errors of the libraries below in this package's words: theirs quote addresses that hold identifiers."""
+        from requests import exceptions
+
         name = self._server.name
         try:
             yield
-        except requests.exceptions.HTTPError as error:
+        except exceptions.HTTPError as error:
             raise _by_status(name, error.response) from None
-        except requests.exceptions.SSLError as error:
+        except exceptions.SSLError as error:
             if "certificate" not in str(error).lower():
                 raise PacsUnavailable("the encrypted connection broke", where=name) from None
             raise PacsRefused(
                 "the certificate of the archive is not trusted", where=name, fix="give its authority as ca_bundle"
             ) from None
-        except requests.exceptions.TooManyRedirects:
+        except exceptions.TooManyRedirects:
             raise PacsRefused(
                 "the archive sends the request to another address", where=name,
                 fix="give that address if you trust it; redirects are not followed",
             ) from None  # fmt: skip
-        except requests.exceptions.Timeout:
+        except exceptions.Timeout:
             got = f"nothing for {self._server.timeout_s:g} s"
             raise PacsUnavailable("the archive does not answer", where=name, got=got) from None
-        except requests.exceptions.JSONDecodeError:
+        except exceptions.JSONDecodeError:
             raise PacsRefused(
                 "this is not the address of a DICOMweb service", where=name, got="an answer that is not JSON",
                 fix="it often ends in /dicom-web",
             ) from None  # fmt: skip
-        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
+        except (exceptions.ConnectionError, exceptions.ChunkedEncodingError) as error:
             got = "a refused connection" if "refused" in str(error).lower() else "a connection that broke"
             raise PacsUnavailable("the archive cannot be reached", where=name, got=got) from None
-        except requests.exceptions.RequestException as error:
+        except exceptions.RequestException as error:
             raise PacsUnavailable("the archive cannot be asked", where=name, got=type(error).__name__) from None
 
 
@@ -194,28 +196,27 @@ def _by_status(name: str, answer: requests.Response | None) -> PacsError | PacsR
     return PacsError("the archive refuses the request", where=name, got=f"status {status}")
 
 
-class _Bearer(requests.auth.AuthBase):
-    """A token in each request's header."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
 def _session(server: Server) -> requests.Session:
     """A session that talks to this server only: no proxy of the environment, no redirect, no .netrc."""
-    session = requests.Session()
+    from requests import PreparedRequest, Session
+    from requests.adapters import HTTPAdapter
+
+    session = Session()
     session.trust_env = False
     session.max_redirects = 0
     session.verify = True if server.ca_bundle is None else str(server.ca_bundle)
-    adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=server.workers)
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=server.workers)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
-    if (found := credentials(server)) is not None:
-        session.auth = _Bearer(found.secret) if found.bearer else requests.auth.HTTPBasicAuth(found.user, found.secret)
+    found = credentials(server)
+
+    def bearer(request: PreparedRequest) -> PreparedRequest:
+        assert found is not None
+        request.headers["Authorization"] = f"Bearer {found.secret}"
+        return request
+
+    if found is not None:
+        session.auth = bearer if found.bearer else (found.user, found.secret)
     return session
 
 

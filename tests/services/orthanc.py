@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -126,7 +127,5 @@ class Orthanc:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch, Orthanc(Path(scratch)) as archive:
         print(f"{archive.web}\n{archive.dimse}\nCtrl-C stops it")
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             time.sleep(10**6)
-        except KeyboardInterrupt:
-            pass
