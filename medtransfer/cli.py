@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_pacs import fetch, send
 from medtransfer.cli_refine import compare, search
 from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
@@ -276,4 +277,6 @@ def export(run: str, to: Any, out: str, fold: int | None) -> None:
     click.echo(export_run(run, out, to=to, fold=fold))
 
 
+cli.add_command(fetch)
+cli.add_command(send)
 cli.add_command(weights)

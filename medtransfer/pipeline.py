@@ -46,6 +46,8 @@ def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: 
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":
         return Cohort.from_medmnist(**arguments)
+    if experiment.cohort_key == "dicomweb":
+        return Cohort.from_dicomweb(**arguments, progress=progress)
     return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
 
 

@@ -11,8 +11,8 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "folds", "cache",
-    "claims", "audit", "prepare", "augment", "dataset",
+    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cache", "pacs", "cohort", "split",
+    "folds", "claims", "audit", "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
@@ -21,7 +21,7 @@ ROOMS = [
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
     "external", "contour", "export", "config", "dryrun", "masks", "masks_external", "pipeline", "bulk", "view",
     "refine", "phantom", "demo",
-    "cli_refine", "cli_view", "cli_weights", "cli", "__main__",
+    "cli_refine", "cli_view", "cli_weights", "cli_pacs", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
