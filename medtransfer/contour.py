@@ -23,6 +23,7 @@ from medtransfer.metrics.segmentation import segmentation
 from medtransfer.reasons import reasons
 from medtransfer.recipe import Recipe
 from medtransfer.report.outlines import Seen, look
+from medtransfer.segment.beside import beside as paired
 from medtransfer.segment.evaluate import Segmented, predict_masks
 from medtransfer.segment.fingerprint import Fingerprint, fingerprint_of
 from medtransfer.segment.masks import read_pair
@@ -245,6 +246,7 @@ def judge_masks(
     tolerance_mm: Annotated[float, Field(gt=0)] = 2.0,
     bootstrap: Annotated[int, Field(ge=100)] = 2000,
     seed: int = 0,
+    beside: dict[str, str] | None = None,
 ) -> tuple[Segmented, list[Seen]]:
     """Segment every held-out case by the fold that never saw it, score it, and keep a look at the worst.
 
@@ -257,11 +259,33 @@ def judge_masks(
         Surface distance up to which surfaces agree (NSD).
     bootstrap, seed : int
         Resamples of patients, and their seed.
+    beside : dict of str to str or None
+        Columns of the cohort's table with another tool's Dice, each with the structure that it is of, or ``all`` for
+        the mean over structures: compared case by case.
     """
+    parts = [(fold.test, fold.test.fold) for fold in run.split.folds]
+    return score_parts(run, parts, run.folder, tolerance_mm, bootstrap=bootstrap, seed=seed, beside=beside)
+
+
+def score_parts(
+    run: SegmentationRun,
+    parts: Sequence[tuple[Sequence[int], int | None]],
+    out: Path,
+    tolerance_mm: float,
+    *,
+    bootstrap: int,
+    seed: int,
+    beside: Mapping[str, str] | None = None,
+) -> tuple[Segmented, list[Seen]]:
+    """As :func:`judge_masks`, for parts of a cohort and the fold that speaks of each (None: all together)."""
     structures = {name: i for i, name in enumerate(run.structures, start=1)}
+    wrong = [f"{c}: {s}" for c, s in (beside or {}).items() if s not in (*structures, "all")]
+    if wrong:
+        raise ConfigError("a column is compared with a structure that there is not", where="evaluate.beside",
+                          got=", ".join(wrong), fix=f"one of {', '.join(structures)}, all")  # fmt: skip
     scores, members, seen = [], [], list[Seen]()
-    for fold in run.split.folds:
-        for index, image, labels in predict_masks(run, fold.test, out=run.folder / "masks"):
+    for part, speaker in parts:
+        for index, image, labels in predict_masks(run, part, fold=speaker, out=out / "masks"):
             case = run.cohort.cases[index]
             _, reference, _ = read_pair(case, len(structures) + 1)
             spacing = image.geometry.spacing_mm or (1.0,) * labels.ndim
@@ -273,9 +297,21 @@ def judge_masks(
                 seen = sorted([*seen, look(case.alias, mean, image, reference, labels)], key=lambda s: s.dice)[:WORST]
     patients = tuple(c.patient_alias for c in members)
     panel, rows = segmentation(scores, ClusterBootstrap.draw(list(patients), resamples=bootstrap, seed=seed))
-    result = Segmented(tuple(c.alias for c in members), patients, tuple(scores), panel, rows, tolerance_mm)
-    result.save(run.folder)
+    cases = tuple(c.alias for c in members)
+    compared = tuple(
+        paired(column, name, cases, patients, [_dice_of(s, name) for s in scores],
+               [c.covariates.get(column) for c in members], bootstrap=bootstrap, seed=seed)
+        for column, name in (beside or {}).items()
+    )  # fmt: skip
+    result = Segmented(cases, patients, tuple(scores), panel, rows, tolerance_mm, compared)
+    result.save(out)
     return result, seen
+
+
+def _dice_of(scores: Mapping[str, MaskScore], name: str) -> float:
+    """Dice of a structure, or of ``all`` the mean over those that are defined, nan without any."""
+    values = [s.dice for s in scores.values() if not math.isnan(s.dice)] if name == "all" else [scores[name].dice]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _mean_dice(scores: Mapping[str, MaskScore]) -> float:

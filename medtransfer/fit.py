@@ -11,6 +11,7 @@ import math
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +20,10 @@ import torch
 from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
 from medtransfer.capacity import Capacity, capacity_of, case_shape
+from medtransfer.claims import alone
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, MedTransferWarning
+from medtransfer.folds import chosen_folds
 from medtransfer.loop import Job, Watch
 from medtransfer.memory import available, reusing_pages
 from medtransfer.model import Model
@@ -52,6 +55,7 @@ def fit(
     strategy: Strategy = "auto",
     precision: Precision = "32-true",
     workers: int = 2,
+    fold: int | None = None,
     progress: bool = True,
     watch: Watch | None = None,
 ) -> Run:
@@ -83,6 +87,9 @@ def fit(
         small gradients do not vanish, and needs a CUDA device.
     workers : int
         Threads that read and prepare images, 0: none besides this one. It changes no number.
+    fold : int or None
+        Train this fold alone, counted from 0, while other processes train the others into the same folder; a call
+        without it then finds all folds trained and completes the run. The folds are the same bytes either way.
     watch : function or None
         Is given each entry of the log as it is written: a dict with fold, epoch, losses. What it raises ends the
         call and leaves a run that can go on.
@@ -92,7 +99,7 @@ def fit(
     ConfigError
         Where model, cohort, preparation and recipe do not fit together.
     RunError
-        Where the folder cannot be used.
+        Where the folder cannot be used, or another process is at work on the fold.
     Interrupted
         After Ctrl-C, SIGTERM or SIGUSR1, with a checkpoint on disk: the same call goes on from there.
     """
@@ -102,6 +109,7 @@ def fit(
     out = Path(out)
     split.check(cohort)
     check_fit(model, cohort, prepare, recipe, split)
+    wanted = chosen_folds(split, fold)
     asked = {
         "model": json.loads(model.description.to_json()),
         "tensors": _digest(model),
@@ -151,10 +159,15 @@ def fit(
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
     with torch.random.fork_rng(), threads(team.size // nodes), reusing_pages(), stopping() as stop:
-        for number, fold in enumerate(split.folds):
-            if not (out / f"fold-{number}" / "model.safetensors").is_file():
-                job.fit_fold(number, fold, stop)
+        for number in wanted:
+            place = out / f"fold-{number}"
+            with alone(place, "claim") if team.first else nullcontext():
+                team.wait()
+                if not (place / "model.safetensors").is_file():
+                    job.fit_fold(number, split.folds[number], stop)
             team.wait()
+    if fold is not None:
+        return run
     if team.first:
         for path in out.glob("fold-*/kept-*.safetensors"):  # of a process that was killed after it had concluded
             path.unlink(missing_ok=True)

@@ -176,7 +176,7 @@ def lonely(x: Tensor) -> bool:
     """
     traced = torch._C._get_tracing_state() is not None
     exported = traced or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-    return x.ndim == 5 and len(x) == 1 and x.device.type == "cpu" and not exported
+    return not exported and x.ndim == 5 and x.shape[0] == 1 and x.device.type == "cpu"
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

@@ -159,7 +159,7 @@ class Model(nn.Module):
         if lonely(x):
             features, x = self.walk(torch.cat([x, x]), names)
             return features[:1], x[:1]
-        pooled = [x.new_zeros(len(x), 0)]
+        pooled = [x.new_zeros(x.shape[0], 0)]
         for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
                 x = through(self.stages[name], x, again=self.recompute and name in self.trained)

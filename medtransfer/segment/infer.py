@@ -60,9 +60,20 @@ def chances(
     batch : int or None
         Windows at once; None tries those that fit into memory, and goes on with the fastest.
     """
-    for model in models:
-        model.eval()
-    predict = speaker(models, plan.mirrored if mirror else ())
+    yield from _windows(speaker(_ready(models), plan.mirrored if mirror else ()), plan, image, batch, device)
+
+
+def _ready(models: Sequence[Segmenter]) -> list[Segmenter]:
+    return [model.eval() for model in models]
+
+
+def _windows(
+    predict: Callable[[Tensor], Tensor],
+    plan: Plan,
+    image: Tensor | Source,
+    batch: int | None,
+    device: torch.device | str | None = None,
+) -> Iterator[tuple[int, int, Tensor]]:
     with torch.inference_mode():
         place = device or (image.device if isinstance(image, Tensor) else "cpu")
         tensors = 4 * plan.width  # that a network of this width holds at once, roughly
@@ -90,16 +101,30 @@ def segment_image(
     ndarray of uint8
         On the image's spatial axes.
     """
-    if plan.dims == 2 and image.kind == "volume":
-        whole: Labels = zeros(image.spatial_shape, np.uint8)
-        for plane, one in zip(turn(whole, image), in_slices(image), strict=True):
-            plane[...] = segment_image(models, plan, one, mirror=mirror, batch=batch, device=device, where=where)
-        return whole
-    planes = plan.prepare(image).planes(image, where=where)
-    matrices = native_matrices(plan, image, planes.shape[1:])
+    return segment_by(
+        speaker(_ready(models), plan.mirrored if mirror else ()), plan, image, batch=batch, device=device, where=where
+    )
+
+
+def segment_by(
+    predict: Callable[[Tensor], Tensor],
+    plan: Plan,
+    image: Image,
+    *,
+    batch: int | None = None,
+    device: str = "cpu",
+    where: str = "",
+) -> Labels:
+    """As :func:`segment_image`, by anything that gives class probabilities of windows ``[n, channels, ...]``."""
     result: Labels = zeros(image.spatial_shape, np.uint8)
     turned = turn(result, image)  # a view, in the network's order
-    slabs = chances(models, plan, planes, mirror=mirror, batch=batch, device=device)
+    if plan.dims == 2 and image.kind == "volume":
+        for plane, one in zip(turned, in_slices(image), strict=True):
+            plane[...] = segment_by(predict, plan, one, batch=batch, device=device, where=where)
+        return result
+    planes = plan.prepare(image).planes(image, where=where)
+    matrices = native_matrices(plan, image, planes.shape[1:])
+    slabs = _windows(predict, plan, planes, batch, device)
     for first, end, native in _natively(slabs, matrices, turned.shape[0]):
         turned[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
     return result

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from medtransfer.boundary import generator_of
 from medtransfer.cache import file_digest, fingerprint
+from medtransfer.claims import alone
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, Interrupted
+from medtransfer.folds import chosen_folds
 from medtransfer.image import Image
 from medtransfer.memory import reusing_pages
 from medtransfer.recipe import Recipe
@@ -55,6 +57,7 @@ def train_segmentation(
     seed: int = 0,
     device: str = "cpu",
     precision: Precision = "auto",
+    fold: int | None = None,
     progress: bool = True,
     watch: Watch | None = None,
 ) -> SegmentationRun:
@@ -80,7 +83,9 @@ def train_segmentation(
         Of patches and their variations.
     device : str
     precision : {'auto', '32-true', 'bf16-mixed'}
-        Of training; prediction stays float32. ``auto`` measures a step of each on this machine, once a run.
+        Of training; prediction stays float32. ``auto`` measures a step of each on this machine, once a fold.
+    fold : int or None
+        Train this fold alone, as for :func:`medtransfer.fit`.
     watch : function or None
         Is given each entry of the log as it is written, as in :func:`medtransfer.fit`.
 
@@ -88,6 +93,8 @@ def train_segmentation(
     ------
     ConfigError
         Where model, plan and structures do not fit together.
+    RunError
+        Where the folder cannot be used, or another process is at work on the fold.
     Interrupted
         After Ctrl-C or SIGTERM, with a checkpoint on disk: the same call goes on from there.
     """
@@ -95,6 +102,7 @@ def train_segmentation(
     split.check(cohort)
     names = tuple(structures) if structures else tuple(f"structure {i}" for i in range(1, model.blueprint.classes))
     _check(model, plan, recipe, split, names)
+    wanted = chosen_folds(split, fold)
     tensors = (part for k, v in model.state_dict().items() for part in (k, v.detach().cpu().numpy()))
     used = sorted({i for f in split.folds for part in f.parts()[:2] for i in part})
     asked = {
@@ -117,9 +125,13 @@ def train_segmentation(
     plan.save(out / "plan.yaml")
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]), reusing_pages(), stopping() as stop:
-        for number, fold in enumerate(split.folds):
-            if not (out / f"fold-{number}" / "finish.json").is_file():
-                _Training(run, model, recipe, number, fold, seed, precision, stop, progress, watch).go()
+        for number in wanted:
+            with alone(out / f"fold-{number}", "claim"):
+                if not (out / f"fold-{number}" / "finish.json").is_file():
+                    one = split.folds[number]
+                    _Training(run, model, recipe, number, one, seed, precision, stop, progress, watch).go()
+    if fold is not None:
+        return run
     run.describe(_facts(run, model, recipe, seed, time.monotonic() - started))
     finish(out)
     return run
