@@ -73,8 +73,7 @@ def _metadata(card: Card) -> dict[str, Any]:
     said = {"type": card.output, "format": "segmentation" if card.task == "segmentation" else "classification",
             "num_channels": card.outputs, "spatial_shape": list(card.shape[1:]) if card.task == "segmentation" else [1],
             "dtype": "float32", "value_range": [] if card.task == "regression" else [0, 1], "is_patch_data": False,
-            "channel_def": dict(enumerate(names))}  # fmt: skip
-    said["channel_def"] = {str(k): v for k, v in enumerate(names)}
+            "channel_def": {str(k): v for k, v in enumerate(names)}}  # fmt: skip
     return {
         "schema": SCHEMA,
         "version": "0.1.0",

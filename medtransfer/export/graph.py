@@ -120,7 +120,7 @@ class Graph:
 
     def __call__(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """The answer for prepared images ``[n, channels, ...]``."""
-        found: NDArray[np.float32] = self.session.run([self.card.output], {INPUT: array})[0]
+        found: NDArray[np.float32] = self.session.run([self.card.output], {INPUT: np.ascontiguousarray(array)})[0]
         return found
 
 
