@@ -1,7 +1,7 @@
 """Build the manual: run its code, draw its pictures, write its references, build the pages, check their links.
 
-    python docs/build.py                 everything, as `make docs`
-    python docs/build.py tutorial.md     run the code of these pages only
+python docs/build.py                 everything, as `make docs`
+python docs/build.py tutorial.md     run the code of these pages only
 """
 
 from __future__ import annotations

@@ -40,4 +40,4 @@ html_css_files = ["manual.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True, "footer_icons": []}
-templates_path: list[str] = []
+suppress_warnings = ["toc.empty_glob"]  # pages that optional parts of the package bring along

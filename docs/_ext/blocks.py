@@ -216,7 +216,9 @@ def check_yaml(code: str, place: Path) -> None:
     values, _ = parse(code, "block")
     if set(values) == {"cohort"} or "cohort" not in values or "out" not in values:
         masks = {"task": "segmentation"} if "plan" in values or "structures" in values else {}
-        values = masks | {"cohort": {"csv": "cohort.csv"}, "model": {"weights": "embedded/compact2d"}, "out": "x"} | values
+        values = (
+            masks | {"cohort": {"csv": "cohort.csv"}, "model": {"weights": "embedded/compact2d"}, "out": "x"} | values
+        )
     from ruamel.yaml import YAML
 
     text = io.StringIO()

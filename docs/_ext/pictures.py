@@ -60,13 +60,20 @@ def flow() -> str:
     x, y = 10 + 4 * (width + gap) + width / 2, 14 + height
     parts.append(f'<path d="M{x},{y + 3} v18 H{10 + width / 2} v16" class="arrow"/>')
     total = 20 + 5 * width + 4 * gap
-    style = (f"text{{font-family:sans-serif;text-anchor:middle;fill:{INK}}} .code{{font-family:monospace;font-size:9.5px}}"
-             f".what{{font-size:11.5px;fill:#555}} .arrow{{fill:none;stroke:{GREY};stroke-width:2;marker-end:url(#tip)}}")  # fmt: skip
-    tip = (f'<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
-           f'<path d="M0,0 L8,4 L0,8 z" fill="{GREY}"/></marker>')  # fmt: skip
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} 250" role="img" width="{total}" height="250">'
-            f'<style>{style}</style><defs>{tip}</defs><rect width="{total}" height="250" fill="#fff"/>'
-            f'{"".join(parts)}</svg>\n')  # fmt: skip
+    style = (
+        f"text{{font-family:sans-serif;text-anchor:middle;fill:{INK}}} .what{{font-size:11.5px;fill:#555}}"
+        ".code{font-family:monospace;font-size:9.5px}"
+        f".arrow{{fill:none;stroke:{GREY};stroke-width:2;marker-end:url(#tip)}}"
+    )
+    tip = (
+        '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" markerHeight="6" orient="auto">'
+        f'<path d="M0,0 L8,4 L0,8 z" fill="{GREY}"/></marker>'
+    )
+    box = f'viewBox="0 0 {total} 250" width="{total}" height="250"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img"><style>{style}</style><defs>{tip}</defs>'
+        f'<rect width="{total}" height="250" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
 
 
 def patients() -> Any:
@@ -85,7 +92,8 @@ def patients() -> Any:
             who = np.repeat(np.arange(60), images)
             label = rng.permutation(np.arange(60) % 2)[who]
             features = rng.normal(size=(60, 8))[who] + 0.5 * rng.normal(size=(len(who), 8))
-            for name, folds in (("split by image", KFold(5, shuffle=True, random_state=0)), ("split by patient", GroupKFold(5))):
+            ways = {"split by image": KFold(5, shuffle=True, random_state=0), "split by patient": GroupKFold(5)}
+            for name, folds in ways.items():
                 said = np.zeros(len(who))
                 for train, test in folds.split(features, label, who):
                     near = KNeighborsClassifier(3).fit(features[train], label[train])
@@ -132,25 +140,31 @@ def intervals() -> Any:
     """A study with a known AUROC, repeated: percentile intervals that draw patients, and images."""
     import matplotlib.pyplot as plt
     from scipy.special import ndtr
-    from sklearn.metrics import roc_auc_score
+    from scipy.stats import rankdata
+
+    def auroc(label: Any, score: Any) -> float:
+        """Mann and Whitney's statistic as a share of the pairs."""
+        n, m = int(label.sum()), int((1 - label).sum())
+        return float((rankdata(score)[label == 1].sum() - n * (n + 1) / 2) / (n * m))
 
     rng = np.random.default_rng(4)
     people, images, studies, gap = 40, 4, 20, 1.2
     truth = float(ndtr(gap / np.sqrt(2)))
-    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.4), sharex=True, sharey=True, layout="constrained")
     bars: list[list[tuple[float, float, float]]] = [[], []]
     for _ in range(studies):
         label = np.repeat(np.arange(people) % 2, images)
         score = gap * label + np.sqrt(0.7) * np.repeat(rng.normal(size=people), images)
         score = score + np.sqrt(0.3) * rng.normal(size=people * images)
-        value = roc_auc_score(label, score)
+        value = auroc(label, score)
         rows = np.arange(people * images).reshape(people, images)
         for which in (0, 1):
             drawn = []
             for _ in range(300):
-                at = rows[rng.integers(people, size=people)].ravel() if which == 0 else rng.integers(len(label), size=len(label))
+                whole = rows[rng.integers(people, size=people)].ravel()
+                at = whole if which == 0 else rng.integers(len(label), size=len(label))
                 if 0 < label[at].mean() < 1:
-                    drawn.append(roc_auc_score(label[at], score[at]))
+                    drawn.append(auroc(label[at], score[at]))
             bars[which].append((value, *np.percentile(drawn, [2.5, 97.5])))
     for axis, found, title in zip(axes, bars, ("patients drawn anew", "images drawn anew"), strict=True):
         held = 0
@@ -185,8 +199,8 @@ def inflation() -> Any:
         axis = figure.add_subplot(1, 6, i, projection="3d")
         shown = np.moveaxis(cube, 0, 2)  # the depth points upwards
         colours = plt.get_cmap("Blues")(shown)
-        colours[..., 3] = np.where(shown > 0, 0.9, 0.04)
-        axis.voxels(np.ones_like(shown, dtype=bool), facecolors=colours, edgecolor="#bbbbbb", linewidth=0.3)
+        axis.voxels(shown > 0, facecolors=colours, edgecolor="#bbbbbb", linewidth=0.3)
+        axis.set(xlim=(0, 3), ylim=(0, 3), zlim=(0, 3))
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
     return figure

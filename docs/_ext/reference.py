@@ -1,4 +1,4 @@
-"""The config and the command reference, written from the settings classes, the signatures and the commands themselves."""
+"""The config and the command reference, written from the settings classes, the signatures and the commands."""
 
 from __future__ import annotations
 
@@ -38,7 +38,11 @@ def config_reference() -> str:
         if name == "cohort":
             for key, title in (("csv", "a table of files"), ("dicom", "a DICOM dump and a table of labels"),
                                ("medmnist", "an array file")):  # fmt: skip
-                parts += [f"## `cohort`: {title}\n", _source("cohort", key), _table(sections(key)[name], _doc(name, key))]
+                parts += [
+                    f"## `cohort`: {title}\n",
+                    _source("cohort", key),
+                    _table(sections(key)[name], _doc(name, key)),
+                ]
         else:
             parts += [f"## `{name}`\n", _source(name), _table(model, _doc(name))]
     parts.append("## With `task: segmentation`\n")
@@ -89,7 +93,12 @@ def _doc(section: str, kind: str = "csv") -> Keys:
 
     owner = _owner(section, kind)
     found = _documented(owner)
-    elders = {"from_dicom": Cohort.from_csv, "from_medmnist": Cohort.from_csv, "load_segmenter": load_model, "Plan": Prepare}
+    elders = {
+        "from_dicom": Cohort.from_csv,
+        "from_medmnist": Cohort.from_csv,
+        "load_segmenter": load_model,
+        "Plan": Prepare,
+    }
     elder = elders.get(getattr(owner, "__name__", ""))
     if elder is not None:
         theirs = _documented(elder)
@@ -175,7 +184,11 @@ def _value(value: object) -> str:
     shown = {None: "–", (): "none", "": "empty", True: "true", False: "false"}.get(value) if _hashable(value) else None
     if isinstance(value, tuple) and value:
         shown = "`[" + ", ".join(str(v) for v in value) + "]`"
-    return shown if shown is not None and not (isinstance(value, int | float) and not isinstance(value, bool)) else f"`{value}`"
+    return (
+        shown
+        if shown is not None and not (isinstance(value, int | float) and not isinstance(value, bool))
+        else f"`{value}`"
+    )
 
 
 def _hashable(value: object) -> bool:
@@ -213,7 +226,9 @@ def values_of(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"fields of `{annotation.__name__}`"
     names = {int: "whole number", float: "number", str: "text", bool: "true, false", object: "any"}
-    return names.get(annotation, "path" if "Path" in str(annotation) else getattr(annotation, "__name__", str(annotation)))
+    if annotation in names:
+        return names[annotation]
+    return "path" if "Path" in str(annotation) else getattr(annotation, "__name__", str(annotation))
 
 
 def _limits(mark: Any) -> list[str]:
