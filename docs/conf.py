@@ -13,7 +13,7 @@ author = "The medtransfer authors"
 copyright = "The medtransfer authors, Apache-2.0"
 version = release = medtransfer.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "site"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "shown"]
 exclude_patterns = ["_build", "_made", "_ext", "**.ipynb_checkpoints"]
 language = "en"
 
@@ -40,4 +40,3 @@ html_css_files = ["manual.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True, "footer_icons": []}
-suppress_warnings = ["toc.empty_glob"]  # pages that optional parts of the package bring along

@@ -139,10 +139,8 @@ def test_the_runner_sees_failures(tmp_path):
 
 def test_the_runner_knows_exit_codes_and_reasons(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(
-        "```sh\nfalse\n```\n<!-- not run: no cluster -->\n```sh\nsbatch x\n```\n<!-- exit 3 -->\n<!-- quiet -->\n```sh\nexit 3\n```\n",
-        encoding="utf-8",
-    )
+    marked = "<!-- not run: no cluster -->\n```sh\nsbatch x\n```\n<!-- exit 3 -->\n<!-- quiet -->\n```sh\nexit 3\n```\n"
+    page.write_text("```{note}\na\n```\n```sh\nfalse\n```\n" + marked, encoding="utf-8")
     found = blocks.blocks_of(page.read_text(encoding="utf-8"), "page.md")
     assert [(b.exit_code, b.reason) for b in found] == [(0, ""), (0, "no cluster"), (3, "")]
     assert [o.status for o in blocks.run_page(page, "page.md", tmp_path)] == ["failed"]

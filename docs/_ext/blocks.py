@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FENCE = re.compile(r"^```(?P<language>[\w+-]*)[ \t]*\n(?P<code>.*?)^```[ \t]*$", re.M | re.S)
+FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^`\n]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S)
 MARK = re.compile(r"<!--\s*(not run: .+?|quiet|exit \d+)\s*-->\s*\Z")
 HERE = re.compile(r"<!--\s*here: ([\w ]+?)\s*-->")
 CODE = {"python", "py", "sh", "bash", "console", "shell", "yaml", "yml"}
@@ -81,14 +81,15 @@ def blocks_of(text: str, page: str) -> list[Block]:
     """
     found = []
     for fence in FENCE.finditer(text):
-        if fence["language"] not in CODE:
+        language = fence["language"].strip()
+        if language not in CODE:
             continue
         marks, above = [], text[: fence.start()].rstrip("\n")
         while (mark := MARK.search(above)) and above.count("\n", mark.start()) == 0:
             marks.append(mark[1])
             above = above[: mark.start()].rstrip("\n")
         line = text.count("\n", 0, fence.start()) + 1
-        found.append(Block(page, line, fence["language"], fence["code"], marks))
+        found.append(Block(page, line, language, fence["code"], marks))
     return found
 
 

@@ -27,6 +27,14 @@ def show_outputs(app: Any, docname: str, source: list[str]) -> None:
     source[0] = text
 
 
+def only_pages_there(app: Any, docname: str, source: list[str]) -> None:
+    """Leave out patterns of the front page that no page fits: some pages belong to optional parts of the package."""
+    if docname == "index":
+        lines = source[0].split("\n")
+        gone = {line for line in lines if line.endswith("*") and not [*Path(app.srcdir).glob(f"{line}.md")]}
+        source[0] = "\n".join(line for line in lines if line not in gone)
+
+
 def short_signature(
     app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returned: str | None
 ) -> tuple[str, None] | None:
@@ -41,5 +49,6 @@ def short_signature(
 
 def setup(app: Any) -> dict[str, Any]:
     app.connect("source-read", show_outputs)
+    app.connect("source-read", only_pages_there)
     app.connect("autodoc-process-signature", short_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
