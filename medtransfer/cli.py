@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from medtransfer.cli_refine import compare, search
+from medtransfer.cli_share import share
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
@@ -244,7 +245,11 @@ def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None
 def report(run: str, quiet: bool) -> None:
     """Write the report of a finished run again."""
     from medtransfer.pipeline import again
+    from medtransfer.share import is_shared, write_redrawn
 
+    if is_shared(run):
+        click.echo(write_redrawn(run))
+        return
     click.echo(again(run, progress=not quiet).report)
 
 
@@ -264,4 +269,5 @@ def export(run: str, out: str, fold: int) -> None:
     click.echo(export_model(Path(run), Path(out), fold=fold))
 
 
+cli.add_command(share)
 cli.add_command(weights)

@@ -19,8 +19,8 @@ ROOMS = [
     "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "config", "dryrun", "masks", "pipeline", "refine", "phantom", "demo",
-    "cli_refine", "cli_weights", "cli", "__main__",
+    "external", "contour", "config", "dryrun", "masks", "pipeline", "refine", "share", "phantom", "demo",
+    "cli_refine", "cli_share", "cli_weights", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
