@@ -38,6 +38,7 @@ _HOME = {
     "scan": "medtransfer.io.scan",
     "search": "medtransfer.search",
     "sensitivity_at_least": "medtransfer.evaluate",
+    "share": "medtransfer.share",
     "specificity_at_least": "medtransfer.evaluate",
     "Split": "medtransfer.split",
     "split_by_patient": "medtransfer.split",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from medtransfer.report import write_report as write_report
     from medtransfer.run import Run as Run
     from medtransfer.search import search as search
+    from medtransfer.share import share as share
     from medtransfer.split import Split as Split
     from medtransfer.split import split_by_patient as split_by_patient
 

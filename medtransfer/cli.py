@@ -14,6 +14,7 @@ import click
 
 from medtransfer.cli_pacs import fetch, send
 from medtransfer.cli_refine import compare, search
+from medtransfer.cli_share import share
 from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
@@ -255,7 +256,11 @@ def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None
 def report(run: str, quiet: bool) -> None:
     """Write the report of a finished run again."""
     from medtransfer.pipeline import again
+    from medtransfer.share import is_shared, write_redrawn
 
+    if is_shared(run):
+        click.echo(write_redrawn(run))
+        return
     click.echo(again(run, progress=not quiet).report)
 
 
@@ -279,4 +284,5 @@ def export(run: str, to: Any, out: str, fold: int | None) -> None:
 
 cli.add_command(fetch)
 cli.add_command(send)
+cli.add_command(share)
 cli.add_command(weights)

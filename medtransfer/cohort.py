@@ -253,7 +253,7 @@ class Cohort:
         cls,
         dicom: str | Path | Scan,
         *,
-        labels: str | Path,
+        labels: str | Path | None = None,
         on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "file"] = "PatientID",
         column: str | None = None,
         label: str | tuple[str, ...] | None = "label",
@@ -266,6 +266,8 @@ class Cohort:
         description: str | None = None,
         plane: Literal["axial", "coronal", "sagittal"] | None = None,
         choose: Literal["only", "all", "bag", "most_slices", "thinnest"] = "only",
+        mask: str | None = None,
+        root: str | Path = ".",
         covariates: Sequence[str] = (),
         sheet: str | int = 0,
         scan_store: str | Path | None = None,
@@ -277,8 +279,8 @@ class Cohort:
         ----------
         dicom : path or Scan
             Folder, archive (.zip, .tar, .tar.gz) or a finished scan.
-        labels : path
-            CSV, TSV or Excel.
+        labels : path or None
+            CSV, TSV or Excel. None where masks are all that is asked: every series with a DICOM SEG object is a case.
         on : str
             What joins the two sides: an id of the DICOM header, or the name of the file.
         column : str or None
@@ -298,6 +300,11 @@ class Cohort:
         choose : {'only', 'all', 'bag', 'most_slices', 'thinnest'}
             What to do where several series fit one row: refuse, make a case of each series (of each image,
             where they are images), one case of all of them, or take the one with most slices, or with the thinnest.
+        mask : str or None
+            ``'SEG'`` takes the DICOM SEG objects of the dump that refer to the series, and leaves out series without
+            one; any other text is the column of the table that names a file of the mask, below ``root``.
+        root : path
+            Folder that the paths of masks start from.
         covariates, sheet
             As in :meth:`from_csv`; age, sex and manufacturer come from the header where the table has none.
         scan_store : path or None
@@ -316,6 +323,7 @@ class Cohort:
             dicom, labels=labels, on=on, column=column, label=None if target is not None else label, target=target,
             classes=classes, task=task, patient=patient, part=part, modality=modality, description=description,
             plane=plane, choose=choose, covariates=covariates, sheet=sheet, scan_store=scan_store, progress=progress,
+            mask=mask, root=root,
         )  # fmt: skip
 
     @classmethod

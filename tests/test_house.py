@@ -20,13 +20,13 @@ ROOMS = [
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
     "external", "contour", "export", "config", "dryrun", "masks", "masks_external", "pipeline", "bulk", "view",
-    "refine", "phantom", "demo",
-    "cli_refine", "cli_view", "cli_weights", "cli_pacs", "cli", "__main__",
+    "refine", "share", "phantom", "demo",
+    "cli_refine", "cli_view", "cli_share", "cli_weights", "cli_pacs", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
     "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_measure": "evaluate", "_mistakes": "evaluate",
-    "_copies": "audit", "_thorax": "phantom",
+    "_join_masks": "cohort", "_copies": "audit", "_thorax": "phantom",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
          "highdicom", "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip
