@@ -386,14 +386,9 @@ class Cohort:
 
     @classmethod
     def build(
-        cls,
-        cases: tuple[Case, ...],
-        classes: tuple[str, ...],
-        flow: Sequence[FlowStep],
-        name: str = "cohort",
-        notes: Sequence[str] = (),
-        task: Task = "classification",
-    ) -> Cohort:
+        cls, cases: tuple[Case, ...], classes: tuple[str, ...], flow: Sequence[FlowStep], name: str = "cohort",
+        notes: Sequence[str] = (), task: Task = "classification",
+    ) -> Cohort:  # fmt: skip
         """A cohort whose flow ends in its patients; spellings of one patient id that differ are noted."""
         spellings = {c.patient_id for c in cases}
         patients = {patient_key(s) for s in spellings}
