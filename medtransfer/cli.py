@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from medtransfer.cli_refine import compare, search
-from medtransfer.cli_share import share
+from medtransfer.cli_share import deidentify, share
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
@@ -270,4 +270,5 @@ def export(run: str, out: str, fold: int) -> None:
 
 
 cli.add_command(share)
+cli.add_command(deidentify)
 cli.add_command(weights)
