@@ -19,6 +19,7 @@ _HOME = {
     "Case": "medtransfer.cohort",
     "Cohort": "medtransfer.cohort",
     "compare": "medtransfer.evaluate",
+    "deidentify": "medtransfer.deid",
     "evaluate": "medtransfer.evaluate",
     "Evaluation": "medtransfer.evaluate",
     "export": "medtransfer.export",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from medtransfer.augment import Augment as Augment
     from medtransfer.cohort import Case as Case
     from medtransfer.cohort import Cohort as Cohort
+    from medtransfer.deid import deidentify as deidentify
     from medtransfer.errors import MedTransferError as MedTransferError
     from medtransfer.errors import MedTransferWarning as MedTransferWarning
     from medtransfer.estimators import TransferClassifier as TransferClassifier

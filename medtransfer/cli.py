@@ -14,7 +14,7 @@ import click
 
 from medtransfer.cli_pacs import fetch, send
 from medtransfer.cli_refine import compare, search
-from medtransfer.cli_share import share
+from medtransfer.cli_share import deidentify, share
 from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
@@ -285,4 +285,5 @@ def export(run: str, to: Any, out: str, fold: int | None) -> None:
 cli.add_command(fetch)
 cli.add_command(send)
 cli.add_command(share)
+cli.add_command(deidentify)
 cli.add_command(weights)

@@ -47,3 +47,37 @@ def share(
     click.echo(f"{made}: {facts['files']} files, all as they were packed\nsha256 of the sums  {facts['sha256']}")
     if checked is None and facts["left_out"]:
         click.echo(f"left out            {', '.join(facts['left_out'])}")
+
+
+@click.command()
+@click.argument("source", nargs=-1, required=True, type=click.Path())
+@click.argument("out", type=click.Path())
+@click.option("--burned-in", type=click.Choice(["refuse", "skip", "accept"]), default="refuse", show_default=True,
+              help="Images in whose pixels identifying text may stand.")  # fmt: skip
+@click.option("--shift-dates", is_flag=True, help="Move a patient's dates by some secret days; else remove them.")
+@click.option("--keep-uids", is_flag=True, help="Keep UIDs.")
+@click.option("--characteristics", is_flag=True, help="Keep sex, age up to 89 years, size and weight.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@_VERBOSE
+def deidentify(
+    source: tuple[str, ...],
+    out: str,
+    burned_in: Any,
+    shift_dates: bool,
+    keep_uids: bool,
+    characteristics: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Copy DICOM images without what names a patient (PS3.15 Basic Profile)."""
+    from medtransfer.deid import deidentify as copy
+
+    done = copy(source, out, burned_in=burned_in, shift_dates=shift_dates, keep_uids=keep_uids,
+                characteristics=characteristics, progress=not quiet)  # fmt: skip
+    if as_json:
+        click.echo(json.dumps({"out": out, "written": done.written, "left_out": done.left_out}))
+        return
+    click.echo(f"{done.written} files in {out}")
+    for reason, count in done.left_out.items():
+        click.echo(f"left out: {count} {reason}")

@@ -11,7 +11,7 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cache", "pacs", "cohort", "split",
+    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "deid", "cache", "pacs", "cohort", "split",
     "folds", "claims", "audit", "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",

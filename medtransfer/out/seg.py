@@ -13,7 +13,7 @@ import medtransfer
 from medtransfer.errors import DataError, require
 from medtransfer.io.record import SeriesRecord
 from medtransfer.io.segments import slices_of
-from medtransfer.out.source import MAKER, save, short, sources_of, thickness_of, unquoted
+from medtransfer.out.source import MAKER, hidden, save, short, sources_of, thickness_of, unquoted
 
 
 def write_seg(
@@ -68,7 +68,7 @@ def write_seg(
     first = slices.frames[0]
     assert first.spacing is not None
     step = float(np.linalg.norm(slices.affine[:3, 2]))
-    sources = sources_of(slices.frames, step)
+    sources = hidden(sources_of(slices.frames, step), deidentified)
     thickness = thickness_of(sources[0])
     with unquoted():
         made = hd.seg.Segmentation(

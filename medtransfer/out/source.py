@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medtransfer.deid.dataset import Options, deidentify_dataset, tell
 from medtransfer.errors import DataError
 from medtransfer.io.frames import Frame, is_mosaic
 from medtransfer.io.record import SeriesRecord
@@ -22,10 +23,20 @@ _COPIED = (0x0008, 0x0010, 0x0012, 0x0020, 0x0032, 0x0038, 0x0040)
 
 
 def save(made: Any, path: Path, *, deidentified: bool = False) -> Path:
-    """Write an object that names its source's patient and study, or their pseudonyms."""
+    """Write an object; one made from de-identified sources without its own dates and texts, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if deidentified:  # UIDs are new, or their sources' new ones
+        deidentify_dataset(made, Options(keep_uids=True), own_content=True)
+        tell(made, Options())
     made.save_as(path)
     return path
+
+
+def hidden(sources: list[Any], deidentified: bool) -> list[Any]:
+    """The sources, de-identified where that is asked for."""
+    for source in sources if deidentified else ():
+        deidentify_dataset(source)
+    return sources
 
 
 @contextmanager

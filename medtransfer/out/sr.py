@@ -10,7 +10,7 @@ from typing import Any
 import medtransfer
 from medtransfer.errors import DataError, require
 from medtransfer.io.record import SeriesRecord
-from medtransfer.out.source import MAKER, headers_of, save, unquoted
+from medtransfer.out.source import MAKER, headers_of, hidden, save, unquoted
 
 SCHEME = "99MEDTRANSFER"  # concepts that no public coding scheme knows: the classes and targets of a model
 
@@ -52,7 +52,7 @@ def write_sr(
     model, version : str
         What made the results.
     deidentified : bool
-        As for :func:`medtransfer.out.seg.write_seg`.
+        As for :func:`medtransfer.out.seg.write_seg`; the SEG must then be de-identified, too.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def write_sr(
         raise DataError("there is nothing to report", fix="give volumes_ml with seg, probabilities or values")
     if volumes_ml and seg is None:
         raise DataError("volumes refer to the segments they were measured in", fix="write the DICOM SEG first")
-    sources = headers_of(record)
+    sources = hidden(headers_of(record), deidentified)
     header = _read(seg) if seg is not None else None
     maker = hd.sr.AlgorithmIdentification(model[:64], version[:64], manufacturer=MAKER)
     limits = thresholds or {}
