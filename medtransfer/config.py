@@ -99,7 +99,8 @@ def _mask_sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.contour import given_plan, judge_masks
     from medtransfer.segment.network import load_segmenter
 
-    shared = {k: v for k, v in sections(cohort_key).items() if k in ("cohort", "split", "audit", "recipe", "report")}
+    kept = ("cohort", "split", "audit", "recipe", "report", "track")
+    shared = {k: v for k, v in sections(cohort_key).items() if k in kept}
     own = {"plan": given_plan(), "model": keywords(load_segmenter), "evaluate": keywords(judge_masks, skip=("run",))}
     return shared | own | {"author": Author}
 

@@ -13,17 +13,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from medtransfer.capacity import Capacity
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, MetricError, RunError
+from medtransfer.memory import available
 from medtransfer.metrics.intervals import ClusterBootstrap
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.segmentation import segmentation
+from medtransfer.reasons import reasons
 from medtransfer.recipe import Recipe
 from medtransfer.report.outlines import Seen, look
 from medtransfer.segment.beside import beside as paired
 from medtransfer.segment.evaluate import Segmented, predict_masks
 from medtransfer.segment.fingerprint import Fingerprint, fingerprint_of
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.need import fit_plan, patch_need
 from medtransfer.segment.network import Segmenter, load_segmenter
 from medtransfer.segment.plan import Plan
 from medtransfer.segment.run import SegmentationRun
@@ -44,6 +48,10 @@ class Job:
     plan : Plan
     model : Segmenter
     recipe : Recipe
+    derived : bool
+        Whether the recipe is the one for the number of cases.
+    capacity : Capacity or None
+        How a training step fits into the memory.
     """
 
     found: Fingerprint
@@ -51,6 +59,8 @@ class Job:
     plan: Plan
     model: Segmenter
     recipe: Recipe
+    derived: bool = False
+    capacity: Capacity | None = None
 
     def to_record(self, split: Split) -> dict[str, Any]:
         """What ``--dry-run`` prints, as plain JSON types."""
@@ -65,6 +75,7 @@ class Job:
             "recipe": self.recipe.model_dump(),
             "steps": self.recipe.epochs * self.plan.steps_per_epoch,
             "memory_gb": memory_gb(self.plan, self.found, len(split.folds[0].train) + len(split.folds[0].val)),
+            "memory": None if self.capacity is None else self.capacity.to_record(),
         }
 
     def as_text(self, split: Split) -> str:
@@ -76,10 +87,12 @@ class Job:
             "structures " + ", ".join(f"{i} {n}" for i, n in enumerate(self.structures, 1)),
             f"model      {self.model}, {record['parameters']:,} parameters",
             f"training   {self.recipe.method}, {self.recipe.epochs} epochs of {self.plan.steps_per_epoch} steps",
-            f"memory     about {memory['training']:.1f} GB for a step, {memory['cases']:.1f} GB for the cases",
+            f"memory     {self.capacity}; {memory['cases']:.1f} GB for the cases",
             "",
             self.plan.to_yaml().rstrip(),
         ]
+        if self.derived:
+            lines += ["", "the recipe for this size, and why:", reasons(self.recipe, "segmentation")]
         return "\n".join(lines)
 
 
@@ -171,10 +184,13 @@ def prepare_job(
     if keywords["classes"] != len(names) + 1:
         raise ConfigError("classes are the structures and the background", where="model.classes",
                           got=f"{keywords['classes']} for {len(names)}", fix="leave out model.classes")  # fmt: skip
+    derived = recipe is None
     if recipe is None:
         recipe = Recipe.for_size(found.n, dims=dims, task="segmentation")
-        recipe = recipe.model_copy(update={"patience": recipe.epochs, "ema": 0.99})  # validated every few epochs only
-    return Job(found, names, chosen, load_segmenter(**keywords), recipe)
+    made = load_segmenter(**keywords)
+    there = available("cuda" if gpu else "cpu")
+    fitted = fit_plan(patch_need(made, chosen, recipe), chosen, recipe, there, given=plan)
+    return Job(found, names, fitted[0], made, fitted[1], derived, fitted[2])
 
 
 def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) -> Plan:
@@ -188,6 +204,8 @@ def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) 
     ((24, 24, 24), (2, 2, 2), ('x',))
     """
     grid, patch = given.get("spacing_mm"), given.get("patch")
+    if patch is not None and len(patch) == 2 and len(found.shape) == 3:  # a 2D network on the slices of volumes
+        found = found.in_slices()
     for name, value in (("spacing_mm", grid), ("patch", patch)):
         if value is not None and len(value) != len(found.shape):
             raise ConfigError("one number is wanted for each axis of the images", where=f"plan.{name}",
@@ -208,19 +226,18 @@ def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) 
 
 
 def memory_gb(plan: Plan, found: Fingerprint, cases: int) -> dict[str, float]:
-    """Roughly what a training step holds, and all prepared cases of a fold.
+    """What all prepared cases of a fold hold.
 
     Examples
     --------
     >>> memory_gb(Plan(patch=(64, 64, 64)), Fingerprint(n=10, shape=(128, 128, 128)), cases=10)
-    {'training': 1.25, 'cases': 0.1}
+    {'cases': 0.1}
     """
     shape = found.shape
     if plan.spacing_mm is not None and found.spacing_mm is not None:
         shape = tuple(round(n * s / t) for n, s, t in zip(shape, found.spacing_mm, plan.spacing_mm, strict=True))
-    step = 40 * plan.width * math.prod(plan.patch) * plan.batch_size * 4  # as Plan.for_data counts
     stored = cases * math.prod(shape) * (4 * found.channels + 1)
-    return {"training": round(step / 2**30, 2), "cases": round(stored / 2**30, 2)}
+    return {"cases": round(stored / 2**30, 2)}
 
 
 def judge_masks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def train(
     from medtransfer.audit import audit
     from medtransfer.contour import names_of
     from medtransfer.segment.train import train_segmentation
+    from medtransfer.track import track
 
     started = time.monotonic()
     out, top = Path(experiment.top.out), experiment.top
@@ -102,6 +104,9 @@ def train(
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     job = job_of(experiment, cohort, split)
+    if progress and job.capacity is not None and (job.capacity.changed or sys.stderr.isatty()):
+        print(f"memory: {job.capacity}", file=sys.stderr)
+    tracker = track(out, **experiment.arguments("track"))
     run = train_segmentation(
         job.model,
         cohort,
@@ -115,6 +120,7 @@ def train(
         precision=_precision(experiment),
         fold=fold,
         progress=progress,
+        watch=tracker,
     )
     if fold is not None:
         return FoldDone.of(out, fold, len(split.folds), last="finish.json")
@@ -138,7 +144,10 @@ def train(
             | {"frozen": [s for s in stages if s not in learned]},
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: SegmentationRun, experiment: Experiment, *, started: float = math.nan) -> MaskResult:
@@ -244,15 +253,16 @@ def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form)
     from medtransfer.io.scan import scan
     from medtransfer.out.nifti import write_mask
     from medtransfer.out.seg import write_seg
+    from medtransfer.segment.room import read_image
 
     if form == "seg" and (source.is_file() and is_nifti(source)):
         raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
-    image = case.read()
+    image = read_image(case)
     labels = model.segment(image, where=case.alias)
     spacing = image.geometry.spacing_mm
     volumes = None
     if spacing is not None and labels.ndim == 3:
-        counts = np.bincount(labels.ravel(), minlength=len(model.structures) + 1)
+        counts = np.sum([np.bincount(plane.ravel(), minlength=len(model.structures) + 1) for plane in labels], axis=0)
         volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(model.structures, 1)}
     if form == "seg":
         if image.geometry.affine is None:

@@ -78,7 +78,7 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
-    from medtransfer.dryrun import cache_sizes
+    from medtransfer.dryrun import cache_sizes, memory_of
     from medtransfer.fit import check_fit
     from medtransfer.reasons import reasons
 
@@ -101,6 +101,7 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
         "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "memory": memory_of(model, recipe, shape, masks._device(experiment), len(cohort)),
         "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
         "out": experiment.top.out,
     }

@@ -13,10 +13,10 @@ ROOT = Path(medtransfer.__file__).parent
 ROOMS = [
     "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "deid", "cache", "pacs", "cohort", "split",
     "folds", "claims", "audit", "prepare", "augment", "dataset",
-    "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
+    "memory", "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
-    "losses", "linear",
+    "tuned", "recipe", "sharding", "reasons", "capacity", "boundary", "features", "predict", "explain", "run",
+    "training", "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
     "external", "contour", "export", "config", "dryrun", "masks", "masks_external", "pipeline", "bulk", "view",

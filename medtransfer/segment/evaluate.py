@@ -22,6 +22,7 @@ from medtransfer.metrics.segmentation import segmentation, segmentation_differen
 from medtransfer.segment.beside import Beside
 from medtransfer.segment.made import Made
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.room import read_image
 from medtransfer.segment.run import SegmentationRun
 from medtransfer.split import Part
 
@@ -146,7 +147,7 @@ def predict_masks(
     made = None if out is None else Made(run, out)
     for index in part:
         case = run.cohort.cases[index]
-        image = case.read()
+        image = read_image(case)
         kept = made if image.geometry.affine is not None else None
         labels = None if kept is None else kept.get(case, image, folds)
         if labels is None:
