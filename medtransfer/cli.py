@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_predict import predict
 from medtransfer.cli_refine import compare, search
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
@@ -219,29 +220,7 @@ def evaluate(
     gate(results[0].evaluation, at_least)
 
 
-@cli.command()
-@click.argument("run", type=click.Path())
-@click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--out", type=click.Path(), help="CSV file, printed by default; folder of masks for a segmentation.")
-@click.option("--as", "form", type=click.Choice(["nifti", "seg"]), help="Masks as NIfTI (default) or DICOM SEG.")
-@_QUIET
-@_verbose
-def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
-    """Predict new images with a finished run: one row, or one mask, an image, in the order given."""
-    from medtransfer.masks import predict_masks, segments
-    from medtransfer.pipeline import predict_files
-
-    if form or segments(run):
-        click.echo(predict_masks(run, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
-        return
-    text = predict_files(run, images, progress=not quiet)
-    if out is None:
-        click.echo(text, nl=False)
-        return
-    from medtransfer.run import write
-
-    write(Path(out), text)
-    click.echo(f"{len(images)} predictions in {out}")
+cli.add_command(predict)
 
 
 @cli.command()

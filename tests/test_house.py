@@ -19,8 +19,8 @@ ROOMS = [
     "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "config", "dryrun", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
-    "cli_refine", "cli_weights", "cli", "__main__",
+    "external", "contour", "config", "dryrun", "cost", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
+    "cli_predict", "cli_refine", "cli_weights", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
