@@ -47,7 +47,9 @@ def join_dicom(
     table = read_table(labels, sheet=sheet)
     key = column or table.find(on, *({"file": ("filename", "image", "path")}.get(on, ()))) or on
     named = columns_of(label, target)
-    table.require(key, *named, *(c for c in (patient, part) if c), *covariates)
+    table.require({"column": key, "label" if target is None else "target": named, "patient": patient, "part": part,
+                   "covariates": covariates})  # fmt: skip
+    table = table.with_points(covariates).with_points(columns_of(None, target), strict=True)
     refuse_blank(table, key, on)
     found = _scan(dicom, scan_store, progress)
     records = list(found)

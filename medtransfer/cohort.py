@@ -199,11 +199,12 @@ class Cohort:
             the message names the lines.
         """
         table = read_table(csv, sheet=sheet)
-        table.require(image, *(c for c in (mask, part, bag) if c), *covariates)
+        table.require({"image": image, "mask": mask, "part": part, "bag": bag, "covariates": covariates})
         if target is not None or (mask and label == "label" and label not in table.columns):
             label = None
         named = columns_of(label, target)
-        table.require(*named)
+        table.require({"label" if target is None else "target": named})
+        table = table.with_points(covariates).with_points(columns_of(None, target), strict=True)
         if patient not in table.columns:
             raise CohortError(
                 f"there is no column '{patient}'; without it images of one patient could be trained on and tested on",

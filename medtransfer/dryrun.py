@@ -75,6 +75,8 @@ def as_text(planned: Mapping[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines += ["", *("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
     lines += ["", *(f"{name:<32} {size / 2**20:>10,.1f} MiB" for name, size in planned["caches"].items())]
+    if "cost" in planned:
+        lines += ["", planned["cost"]["text"]]
     if planned["reasons"]:
         lines += ["", "the recipe for this size, and why:", planned["reasons"]]
     return "\n".join(lines)

@@ -73,6 +73,7 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
+    from medtransfer.cost import cost_of_training
     from medtransfer.dryrun import cache_sizes
     from medtransfer.fit import check_fit
     from medtransfer.reasons import reasons
@@ -87,6 +88,11 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     check_fit(model, cohort, prepare, recipe, split)
     first = cohort.cases[0].pieces()[0]
     shape = prepare(first.read(), where=first.alias).shape
+    augment, top = experiment.settings["augment"], experiment.top
+    cost = cost_of_training(
+        model, cohort, split, prepare, recipe, augment, workers=top.workers, processes=top.devices * top.nodes,
+        robustness=experiment.settings["evaluate"].robustness and not cohort.bags,
+    )  # fmt: skip
     return {
         "cohort": repr(cohort),
         "parts": {k: len(v) for k, v in split.parts().items()},
@@ -95,8 +101,9 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
-        "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "caches": cache_sizes(model, recipe, augment, split, shape, len(cohort)),
         "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
+        "cost": cost.to_record(),
         "out": experiment.top.out,
     }
 
@@ -290,9 +297,11 @@ def validate(
         With ``recalibrate`` a second one, of the external patients that were not recalibrated on.
     """
     from medtransfer.audit import audit
-    from medtransfer.external import evaluate_external, recalibrated
+    from medtransfer.external import check_share, evaluate_external, recalibrated
     from medtransfer.report import write_report
 
+    if recalibrate is not None:
+        check_share(recalibrate)  # before anything is read
     run, experiment = reopen(folder, changes=changes, progress=progress)
     cohort = external_cohort(experiment, run, table, root=root, dicom=dicom, labels=labels, progress=progress)
     called = re.sub(r"[^A-Za-z0-9_-]+", "-", name or Path(str(table or dicom)).stem).strip("-") or "cohort"
