@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from medtransfer import masks
 from medtransfer.cohort import Cohort
-from medtransfer.config import Experiment, parse, read_text, sections
+from medtransfer.config import Experiment, sections
 from medtransfer.errors import ConfigError, GateError, RunError
 from medtransfer.folds import FoldDone
 from medtransfer.metrics.names import LABELS
+from medtransfer.parallel import computing
 from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
+from medtransfer.yamltext import parse, read_text
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
@@ -43,7 +45,8 @@ def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: 
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":
         return Cohort.from_medmnist(**arguments)
-    return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
+    with computing(experiment.top.backend):
+        return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
 
 
 def make_split(experiment: Experiment, cohort: Cohort) -> Split:
@@ -124,6 +127,7 @@ def train(
         The first thing that is wrong with the config, the data, the weights or the folder.
     """
     from medtransfer.audit import audit
+    from medtransfer.dataset import prepare_ahead
     from medtransfer.fit import fit
     from medtransfer.track import track
 
@@ -138,6 +142,11 @@ def train(
     findings.raise_for_errors()
     recipe = make_recipe(experiment, model, len(split.folds[0].train))
     tracker = track(out, **experiment.arguments("track"))
+    if experiment.top.backend != "threads":
+        with computing(experiment.top.backend):
+            prepare_ahead(
+                cohort.cases, experiment.settings["prepare"], workers=experiment.top.workers, progress=progress
+            )
     run = fit(
         model,
         cohort,

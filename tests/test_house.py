@@ -11,8 +11,8 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "cohort", "split", "folds", "cache",
-    "claims", "audit", "prepare", "augment", "dataset",
+    "__init__", "errors", "parallel", "yamltext", "image", "pseudonym", "table", "predictions", "io", "cohort",
+    "split", "folds", "cache", "claims", "audit", "prepare", "augment", "dataset",
     "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
