@@ -58,7 +58,9 @@ def join_dicom(
         label = None
     key = column or table.find(on, *({"file": ("filename", "image", "path")}.get(on, ()))) or on
     named = columns_of(label, target)
-    table.require(key, *named, *(c for c in (patient, part, mask) if c and c != SEG), *covariates)
+    table.require({"column": key, "label" if target is None else "target": named, "patient": patient, "part": part,
+                   "mask": None if mask == SEG else mask, "covariates": covariates})  # fmt: skip
+    table = table.with_points(covariates).with_points(columns_of(None, target), strict=True)
     refuse_blank(table, key, on)
     skipped = tuple((f"files: {reason}", n) for reason, n in sorted(found.skipped.items()))
     units = [one for r in records for one in r.each()] if on == "file" else records

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from medtransfer.cli_pacs import fetch, send
+from medtransfer.cli_predict import predict
 from medtransfer.cli_refine import compare, search
 from medtransfer.cli_share import deidentify, share
 from medtransfer.cli_view import view
@@ -222,31 +223,7 @@ def evaluate(
     gate(results[0].evaluation, at_least)
 
 
-@cli.command()
-@click.argument("run", type=click.Path())
-@click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--out", type=click.Path(), help="CSV file, printed by default; folder of masks for a segmentation.")
-@click.option("--as", "form", type=click.Choice(["nifti", "seg"]), help="Masks as NIfTI (default) or DICOM SEG.")
-@_QUIET
-@_verbose
-def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
-    """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
-    from medtransfer.export.opened import open_exported
-    from medtransfer.masks import predict_masks
-    from medtransfer.pipeline import predict_files
-
-    model = open_exported(run)
-    if form or model.card.task == "segmentation":
-        click.echo(predict_masks(model, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
-        return
-    text = predict_files(model, images, progress=not quiet)
-    if out is None:
-        click.echo(text, nl=False)
-        return
-    from medtransfer.run import write
-
-    write(Path(out), text)
-    click.echo(f"{len(images)} predictions in {out}")
+cli.add_command(predict)
 
 
 @cli.command()

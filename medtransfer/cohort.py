@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer import _rows
-from medtransfer._case import Case, FlowStep
+from medtransfer._case import Case, FlowStep, images_of
 from medtransfer._labels import say_lines
 from medtransfer._medmnist import from_arrays
 from medtransfer._reference import columns_of, read_references
@@ -26,7 +26,7 @@ from medtransfer.table import read_table
 if TYPE_CHECKING:
     from medtransfer.io.scan import Scan
 
-__all__ = ["Case", "Cohort", "FlowStep"]
+__all__ = ["Case", "Cohort", "FlowStep", "images_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,11 +199,12 @@ class Cohort:
             the message names the lines.
         """
         table = read_table(csv, sheet=sheet)
-        table.require(image, *(c for c in (mask, part, bag) if c), *covariates)
+        table.require({"image": image, "mask": mask, "part": part, "bag": bag, "covariates": covariates})
         if target is not None or (mask and label == "label" and label not in table.columns):
             label = None
         named = columns_of(label, target)
-        table.require(*named)
+        table.require({"label" if target is None else "target": named})
+        table = table.with_points(covariates).with_points(columns_of(None, target), strict=True)
         if patient not in table.columns:
             raise CohortError(
                 f"there is no column '{patient}'; without it images of one patient could be trained on and tested on",

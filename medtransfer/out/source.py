@@ -74,7 +74,7 @@ def headers_of(record: SeriesRecord) -> list[Any]:
     found = []
     for path in record.files:
         try:
-            source = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            source: pydicom.Dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         except (pydicom.errors.InvalidDicomError, ValueError, EOFError):
             source = pydicom.Dataset()
         if not (source.get("SOPInstanceUID") and source.get("SOPClassUID")):
