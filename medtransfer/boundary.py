@@ -22,6 +22,7 @@ from medtransfer.capacity import at_once
 from medtransfer.dataset import Prepared
 from medtransfer.errors import DataError, MedTransferWarning
 from medtransfer.fastform import Features, features_of
+from medtransfer.memory import available
 from medtransfer.tuned import faster
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Boundary:
         dtype = np.dtype(np.float16 if self.half else np.float32)
         size = len(wanted) * int(np.prod(shape)) * dtype.itemsize if shape else 0
         where = "in memory"
-        if size > MEMORY_BYTES:
+        if size > min(MEMORY_BYTES, available() // 4):
             where = "on disk"
             if size > min(DISK_BYTES, shutil.disk_usage(folder).free * 0.8):
                 warnings.warn(

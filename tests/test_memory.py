@@ -1,10 +1,13 @@
 """Memory: what is there, what a step keeps, and that computing less at once or twice changes no gradient."""
 
 import copy
+import ctypes
 import json
 import math
 import os
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +17,9 @@ from torch import nn
 import medtransfer as mt
 from medtransfer import loop
 from medtransfer.capacity import Need, at_once, capacity_of, fit_step, measure_step
+from medtransfer.dryrun import as_text, memory_of
 from medtransfer.errors import ConfigError, Interrupted
-from medtransfer.memory import available, keeping, lonely, through
+from medtransfer.memory import available, keeping, lonely, reusing_pages, through
 from medtransfer.run import read_checkpoint
 from medtransfer.segment.need import fit_plan, patch_need
 from medtransfer.segment.network import load_segmenter
@@ -320,3 +324,39 @@ def test_passes_without_gradients_take_as_many_cases_as_fit(monkeypatch):
         assert abs(at_once(model, (1, 64, 64, 64)) - cases) <= 1
     monkeypatch.setattr("medtransfer.capacity.available", lambda device: 1000)
     assert at_once(model, (1, 64, 64, 64)) == 2
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the kernel's count of pages is read as Linux gives it"
+)
+def test_pages_are_used_again_and_given_back():
+    import resource
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5):
+            torch.zeros(16 * 2**20)  # 64 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    if ctypes.CDLL(None)._name is not None or not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("another C library than glibc")
+    with reusing_pages():
+        faults()
+        with reusing_pages():
+            again = faults()
+        still = faults()
+        held = int(Path("/proc/self/statm").read_text().split()[1])
+    assert again < 1000  # of 5 × 16,384
+    assert still < 1000  # the outer one holds on
+    assert held - int(Path("/proc/self/statm").read_text().split()[1]) > 10_000
+
+
+def test_a_dry_run_tells_what_a_step_takes():
+    model = mt.load_model("embedded/compact3d", dims=3)
+    told = memory_of(model, WHOLE, (1, 48, 40, 32), "cpu", 20)
+    assert told["need"] == measure_step(model, WHOLE, (1, 48, 40, 32)).step(WHOLE.batch_size)
+    planned = {"cohort": "c", "model": "m", "out": "o", "parts": {}, "prepared": [1], "receipt": {}, "plan": [],
+               "caches": {}, "reasons": "", "memory": told}  # fmt: skip
+    assert f"memory     {told['text']}" in as_text(planned)
+    assert "for a training step" in told["text"]
+    assert memory_of(model, mt.Recipe(method="logistic"), (1, 48, 40, 32), "cpu", 20) == {}
