@@ -22,6 +22,7 @@ _HOME = {
     "deidentify": "medtransfer.deid",
     "evaluate": "medtransfer.evaluate",
     "Evaluation": "medtransfer.evaluate",
+    "export": "medtransfer.export",
     "fit": "medtransfer.fit",
     "Geometry": "medtransfer.image",
     "Head": "medtransfer.model",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from medtransfer.evaluate import sensitivity_at_least as sensitivity_at_least
     from medtransfer.evaluate import specificity_at_least as specificity_at_least
     from medtransfer.evaluate import youden as youden
+    from medtransfer.export import export as export
     from medtransfer.fit import fit as fit
     from medtransfer.image import Geometry as Geometry
     from medtransfer.image import Image as Image

@@ -327,6 +327,43 @@ class Cohort:
         )  # fmt: skip
 
     @classmethod
+    def from_dicomweb(
+        cls, dicomweb: str, query: dict[str, str | tuple[str, ...]] | None = None, *, labels: str | Path,
+        on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID"] = "PatientID",
+        column: str | None = None, label: str | tuple[str, ...] | None = "label",
+        target: str | tuple[str, ...] | None = None, classes: Sequence[object] | None = None,
+        task: Task | None = None, patient: str | None = None, part: str | None = None, modality: str | None = None,
+        description: str | None = None, plane: Literal["axial", "coronal", "sagittal"] | None = None,
+        choose: Literal["only", "all", "bag", "most_slices", "thinnest"] = "only", covariates: Sequence[str] = (),
+        sheet: str | int = 0, folder: str | Path | None = None, incomplete: bool = False, workers: int = 4,
+        megabytes_per_s: float | None = None, timeout_s: float = 30, ca_bundle: str | Path | None = None,
+        progress: bool = True,
+    ) -> Cohort:  # fmt: skip
+        """Cases from a picture archive: what fits the query and has a row in the table is fetched, then joined.
+
+        Parameters
+        ----------
+        dicomweb, workers, megabytes_per_s, timeout_s, ca_bundle
+            Address and how it is asked, as for :class:`medtransfer.pacs.server.Server`.
+        query, folder, incomplete
+            As for :func:`medtransfer.pacs.fetch.fetch_scan`; an interrupted call is made again and goes on.
+        labels, on, ...
+            As in :meth:`from_dicom`.
+        """
+        from medtransfer.pacs.fetch import fetch_scan
+        from medtransfer.pacs.server import Server
+
+        server = Server(dicomweb, workers=workers, megabytes_per_s=megabytes_per_s, timeout_s=timeout_s,
+                        ca_bundle=ca_bundle)  # fmt: skip
+        found = fetch_scan(server, query, labels=labels, on=on, column=column, sheet=sheet, folder=folder,
+                           incomplete=incomplete, progress=progress)  # fmt: skip
+        return cls.from_dicom(
+            found, labels=labels, on=on, column=column, label=label, target=target, classes=classes, task=task,
+            patient=patient, part=part, modality=modality, description=description, plane=plane, choose=choose,
+            covariates=covariates, sheet=sheet, progress=progress,
+        )  # fmt: skip
+
+    @classmethod
     def from_medmnist(
         cls, medmnist: str | Path, *, classes: Sequence[object] | None = None, task: Task | None = None
     ) -> Cohort:
@@ -349,14 +386,9 @@ class Cohort:
 
     @classmethod
     def build(
-        cls,
-        cases: tuple[Case, ...],
-        classes: tuple[str, ...],
-        flow: Sequence[FlowStep],
-        name: str = "cohort",
-        notes: Sequence[str] = (),
-        task: Task = "classification",
-    ) -> Cohort:
+        cls, cases: tuple[Case, ...], classes: tuple[str, ...], flow: Sequence[FlowStep], name: str = "cohort",
+        notes: Sequence[str] = (), task: Task = "classification",
+    ) -> Cohort:  # fmt: skip
         """A cohort whose flow ends in its patients; spellings of one patient id that differ are noted."""
         spellings = {c.patient_id for c in cases}
         patients = {patient_key(s) for s in spellings}

@@ -22,9 +22,10 @@ from medtransfer.predictions import Task
 from medtransfer.report.author import Author
 
 _MOST_BYTES, _MOST_NODES = 2**20, 100_000
-_COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
-_MASKS = {"csv": "mask", "dicom": "SEG"}  # where masks are, if nothing is said
-_PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist")}
+_COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "dicomweb": "from_dicomweb", "medmnist": "from_medmnist"}
+_MASKS = {"csv": "mask", "dicom": "SEG", "dicomweb": "SEG"}  # where masks are, if nothing is said
+_PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist", "folder", "ca_bundle")}
+_HIDDEN = {"cohort": (*_PATHS["cohort"], "dicomweb", "query"), "search": ("storage",), "track": ("mlflow",)}
 Keys = tuple[str, ...]
 
 
@@ -98,7 +99,8 @@ def _mask_sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     from medtransfer.contour import given_plan, judge_masks
     from medtransfer.segment.network import load_segmenter
 
-    shared = {k: v for k, v in sections(cohort_key).items() if k in ("cohort", "split", "audit", "recipe", "report")}
+    kept = ("cohort", "split", "audit", "recipe", "report", "track")
+    shared = {k: v for k, v in sections(cohort_key).items() if k in kept}
     own = {"plan": given_plan(), "model": keywords(load_segmenter), "evaluate": keywords(judge_masks, skip=("run",))}
     return shared | own | {"author": Author}
 
@@ -249,11 +251,9 @@ class Experiment:
             elif model is not None:
                 out[section] = model.model_dump(mode="json", exclude_none=True)
         if not private:
-            for section, keys in _PATHS.items():
-                out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
-            for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
-                if key in out.get(section, {}):
-                    out[section][key] = "(private)"
+            for section, keys in _HIDDEN.items():  # paths, and addresses and ids
+                if section in out:
+                    out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )

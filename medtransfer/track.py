@@ -13,6 +13,7 @@ from medtransfer.run import read_state, write_json
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
+    from medtransfer.segment.evaluate import Segmented
 
 _NUMBERS = ("train_loss", "val_loss", "val_auroc", "held_out_loss", "learning_rate", "seconds")
 _NOTES = "track.json"
@@ -54,7 +55,7 @@ class Tracker:
             for key, value in found.items():
                 self._client.log_metric(run, key, value, step=step)
 
-    def finish(self, evaluation: Evaluation) -> None:
+    def finish(self, evaluation: Evaluation | Segmented) -> None:
         """Pass the test results on, once, and close what is open."""
         found = {f"test_{k}": e.value for k, e in evaluation.estimates.items() if _is_number(e.value)}
         if self._writer is not None and not self._notes().get("tensorboard"):
@@ -127,9 +128,9 @@ def _is_number(value: object) -> bool:
 
 
 def _settings(out: Path) -> dict[str, Any]:
-    """What was asked, as parameters: recipe, preparation, weights, seed."""
+    """What was asked, as parameters: recipe, preparation or plan, weights, seed."""
     asked = read_state(out)["asked"]
-    found = {f"{s}.{k}": v for s in ("recipe", "prepare") for k, v in asked[s].items() if v is not None}
+    found = {f"{s}.{k}": v for s in ("recipe", "prepare", "plan") for k, v in asked.get(s, {}).items() if v is not None}
     weights = asked["model"]["weights"]["name"]
     return found | {"model.arch": asked["model"]["arch"], "model.weights": weights, "seed": asked["seed"]}
 
