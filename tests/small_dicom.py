@@ -33,7 +33,8 @@ def write_series(folder: Path, values: np.ndarray, *, patient: str, **more: obje
         ds.SeriesNumber, ds.InstanceNumber, ds.Manufacturer, ds.PositionReferenceIndicator = 1, i + 1, "", ""
         ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         ds.KVP, ds.AcquisitionNumber = 120, 1
-        ds.ImageOrientationPatient = [*ROW, *COLUMN]
+        ds.ImageOrientationPatient = [round(v, 6) for v in (*ROW, *COLUMN)]
+        ds.PatientPosition, ds.Laterality = "HFS", ""
         ds.ImagePositionPatient = [float(f"{v:.6f}") for v in np.array([-20.0, 10, 5]) + i * STEP * normal]
         ds.PixelSpacing, ds.SliceThickness = list(SPACING), STEP
         ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"

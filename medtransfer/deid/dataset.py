@@ -43,6 +43,8 @@ _DUMMIES: dict[str, Any] = {
     "AS": "000Y", "DA": "19000101", "DT": "19000101000000", "TM": "000000", "DS": "0", "IS": "0", "UR": "urn:removed",
     "FD": 0.0, "FL": 0.0,
 }  # fmt: skip
+_OWN = ("TextValue", "ContentDescription")
+_TYPE_2 = ("ContentDescription",)  # free text that a segmentation wants, if empty
 _WHOLE = {"US", "SS", "UL", "SL", "UV", "SV", "AT"}
 _BINARY = {"OB", "OW", "OF", "OD", "OL", "OV", "UN"}
 
@@ -180,14 +182,16 @@ class _Rules:
             return action != "X" or self.options.keep_uids
         if vr in DATES and self.options.shift_dates and keyword not in _BIRTH:
             element.value = _each(element.value, lambda v: _moved(str(v), vr, self.days))
-            return bool(element.value)
+            return True
+        if self.own_content and keyword in _OWN:
+            return True
         if action == "X" or (vr in DATES and not action):
             return False
-        if action in ("Z", "X/Z"):
+        if action in ("Z", "X/Z") or keyword in _TYPE_2:
             element.value = None
         elif action:
             element.value = _dummy(vr) if element.value not in (None, "") else None
-        elif vr in TEXT and keyword not in TECHNICAL and not (self.own_content and keyword == "TextValue"):
+        elif vr in TEXT and keyword not in TECHNICAL:
             return False
         elif self._named(element, vr):
             element.value = "REMOVED"
@@ -199,7 +203,7 @@ class _Rules:
         return looked_at and self.words is not None and self.words.search(str(element.value).lower()) is not None
 
     def _sequence(self, element: Any, keyword: str, action: str) -> bool:
-        if action in ("Z", "X/Z"):
+        if action in ("Z", "X/Z", "X/Z/D"):
             element.value = []
         elif action and action != "X/Z/U*" and not (self.own_content and keyword == "ContentSequence"):
             return False
