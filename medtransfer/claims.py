@@ -124,8 +124,10 @@ class Claims:
 
 
 @contextmanager
-def alone(folder: Path, name: str, *, lease_s: float = LEASE_S) -> Iterator[None]:
+def alone(folder: Path, name: str, *, lease_s: float = LEASE_S, wait: bool = False) -> Iterator[None]:
     """Hold a claim while the block runs; that of a holder who gives no sign is waited for and taken over.
+
+    With ``wait`` a living holder is waited for too.
 
     Raises
     ------
@@ -134,12 +136,12 @@ def alone(folder: Path, name: str, *, lease_s: float = LEASE_S) -> Iterator[None
     """
     with Claims(folder, lease_s=lease_s) as claims:
         while not claims.take(name):
-            if claims.living(name):
+            if not wait and claims.living(name):
                 raise RunError(
                     "another process is at work here", where=f"{folder.parent.name}/{folder.name}",
                     fix="wait until it ends; the same command then goes on from there",
                 )  # fmt: skip
-            time.sleep(min(1.0, lease_s / 10))
+            time.sleep(0.05 if wait else min(1.0, lease_s / 10))
         yield
 
 
