@@ -17,16 +17,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medtransfer.cache import fingerprint
-from medtransfer.claims import LEASE_S, Claims, create
-from medtransfer.cohort import Case
+from medtransfer.claims import LEASE_S, create, divide
+from medtransfer.cohort import Case, images_of
 from medtransfer.errors import ConfigError, MedTransferError, RunError
 from medtransfer.masks import Form, predict_into, segments
 from medtransfer.pseudonym import pseudonym
@@ -105,24 +104,32 @@ def predict_shared(
     ConfigError
         Where there is no study, a study is named twice or does not exist.
     """
+    from tqdm import tqdm
+
     run, folder = Path(run), Path(folder)
     state = read_state(run)
     if state["status"] != "complete":
         raise RunError("the run is not complete", where=run.name, fix="run the training command again: it goes on")
     size, paths, aliases = _begin(folder, state, [Path(s) for s in studies], form, portion)
     work = _masks(run, folder / "masks", form) if segments(run) else _Classes(run, workers)
-    parts = [folder / "parts" / f"{n:06d}.csv" for n in range(-(-len(paths) // size))]
-    own = 0
-    with Claims(folder / "claims", lease_s=lease_s) as claims:
-        for number in _claimed(parts, claims, len(paths), size, progress=progress):
-            mine = range(number * size, min(len(paths), (number + 1) * size))
-            rows = work([paths[i] for i in mine])
-            write(parts[number], _csv([[str(i + 1), aliases[i], *row] for i, row in zip(mine, rows, strict=True)]))
-            own += len(mine)
+    own: list[int] = []
+
+    def compute(number: int) -> str:
+        mine = range(number * size, min(len(paths), (number + 1) * size))
+        rows = work([paths[i] for i in mine])
+        own.extend(mine)
+        return _csv([[str(i + 1), aliases[i], *row] for i, row in zip(mine, rows, strict=True)])
+
+    with tqdm(total=len(paths), desc="predict", unit="study", disable=None if progress else True) as bar:
+
+        def tell(done: int) -> None:
+            bar.update(min(len(paths), done * size) - bar.n)
+
+        parts = divide(folder, -(-len(paths) // size), compute, lease_s=lease_s, tell=tell)
     rows = _whole(parts, len(paths))
     table = folder / "predictions.csv"
     write(table, _csv([["row", "case", *_head(state), "problem"], *rows]))
-    return Shared(table, len(rows), sum(bool(row[-1]) for row in rows), own)
+    return Shared(table, len(rows), sum(bool(row[-1]) for row in rows), len(own))
 
 
 def read_list(path: str | Path) -> list[Path]:
@@ -191,31 +198,6 @@ def _check(paths: Sequence[Path]) -> None:
                           )  # fmt: skip
 
 
-def _claimed(parts: Sequence[Path], claims: Claims, studies: int, size: int, *, progress: bool) -> Iterator[int]:
-    """Numbers of portions that this process has claimed and nobody has finished, until all are finished."""
-    from tqdm import tqdm
-
-    left = list(range(len(parts)))
-    with tqdm(total=studies, desc="predict", unit="study", disable=None if progress else True) as bar:
-        while left:
-            worked = False
-            for number in left:
-                name = parts[number].stem
-                if parts[number].is_file() or not claims.take(name):
-                    continue
-                try:
-                    if not parts[number].is_file():  # finished between the look and the claim
-                        yield number
-                        worked = True
-                finally:
-                    claims.release(name)
-                bar.n = min(studies, size * sum(p.is_file() for p in parts))
-                bar.refresh()
-            left = [n for n in left if not parts[n].is_file()]
-            if left and not worked:
-                time.sleep(min(1.0, claims.lease_s / 10))
-
-
 def _whole(parts: Sequence[Path], studies: int) -> Rows:
     """The rows of all parts, proven to be each study once."""
     rows: Rows = []
@@ -261,7 +243,6 @@ class _Classes:
         import numpy as np
 
         from medtransfer.dataset import Prepared
-        from medtransfer.pipeline import images_of
         from medtransfer.predict import speak
         from medtransfer.run import load_checkpoint
 

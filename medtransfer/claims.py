@@ -19,7 +19,7 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -75,9 +75,9 @@ class Claims:
         text = json.dumps({"machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid()),
                            "token": secrets.token_hex(8)})  # fmt: skip
         path = self.folder / name
-        if not create(path, text):
+        if not create(path, text, lasting=False):
             holder = self._stale(name)
-            if holder is None or not _put_aside(path, holder) or not create(path, text):
+            if holder is None or not _put_aside(path, holder) or not create(path, text, lasting=False):
                 return False
         self._held[name] = text
         return True
@@ -124,8 +124,10 @@ class Claims:
 
 
 @contextmanager
-def alone(folder: Path, name: str, *, lease_s: float = LEASE_S) -> Iterator[None]:
+def alone(folder: Path, name: str, *, lease_s: float = LEASE_S, wait: bool = False) -> Iterator[None]:
     """Hold a claim while the block runs; that of a holder who gives no sign is waited for and taken over.
+
+    With ``wait`` a living holder is waited for too.
 
     Raises
     ------
@@ -134,17 +136,72 @@ def alone(folder: Path, name: str, *, lease_s: float = LEASE_S) -> Iterator[None
     """
     with Claims(folder, lease_s=lease_s) as claims:
         while not claims.take(name):
-            if claims.living(name):
+            if not wait and claims.living(name):
                 raise RunError(
                     "another process is at work here", where=f"{folder.parent.name}/{folder.name}",
                     fix="wait until it ends; the same command then goes on from there",
                 )  # fmt: skip
-            time.sleep(min(1.0, lease_s / 10))
+            time.sleep(0.05 if wait else min(1.0, lease_s / 10))
         yield
 
 
-def create(path: Path, text: str, *, mode: int = 0o644) -> bool:
+def divide(
+    folder: Path, portions: int, compute: Callable[[int], str], *, lease_s: float = LEASE_S,
+    tell: Callable[[int], None] = lambda done: None,
+) -> list[Path]:  # fmt: skip
+    """Compute numbered portions together with every process that calls this for the same folder, until all are there.
+
+    Parameters
+    ----------
+    folder : Path
+        The results go to ``parts``, each whole or not at all; claims stand in ``claims``.
+    portions : int
+    compute : function of int
+        The text of a portion: the same whoever computes it.
+    lease_s : float
+        As for :class:`Claims`.
+    tell : function of int
+        Is given the number of finished portions, others' included.
+
+    Returns
+    -------
+    list of Path
+        One a portion, in order.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> [p.read_text() for p in divide(Path(tempfile.mkdtemp()), 3, lambda number: f"{number * number}")]
+    ['0', '1', '4']
+    """
+    parts = [folder / "parts" / f"{n:06d}.csv" for n in range(portions)]
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    left = list(range(portions))
+    with Claims(folder / "claims", lease_s=lease_s) as claims:
+        while left:
+            worked = False
+            for number in left:
+                part, name = parts[number], parts[number].stem
+                if part.is_file() or not claims.take(name):
+                    continue
+                try:
+                    if not part.is_file():  # finished between the look and the claim
+                        create(part, compute(number))
+                        worked = True
+                finally:
+                    claims.release(name)
+                tell(sum(p.is_file() for p in parts))
+            left = [n for n in left if not parts[n].is_file()]
+            if left and not worked:
+                time.sleep(min(1.0, lease_s / 10))
+    tell(portions)
+    return parts
+
+
+def create(path: Path, text: str, *, mode: int = 0o644, lasting: bool = True) -> bool:
     """Make a file with this text, whole; False where there is one of that name already.
+
+    A ``lasting`` one is on the disk before it has its name. A process that is killed may leave a hidden draft.
 
     Raises
     ------
@@ -153,13 +210,13 @@ def create(path: Path, text: str, *, mode: int = 0o644) -> bool:
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        _write_new(draft, text, mode)
+        _write_new(draft, text, mode, lasting)
         try:
             os.link(draft, path)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            _write_new(path, text, mode)  # a file system without hard links
+            _write_new(path, text, mode, lasting)  # a file system without hard links
     except FileExistsError:
         return False
     except OSError as error:
@@ -172,11 +229,12 @@ def create(path: Path, text: str, *, mode: int = 0o644) -> bool:
     return True
 
 
-def _write_new(path: Path, text: str, mode: int) -> None:
+def _write_new(path: Path, text: str, mode: int, lasting: bool) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if lasting:
+            os.fsync(file.fileno())
 
 
 def _put_aside(path: Path, holder: str) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 import click
 
 from medtransfer.cli_pacs import fetch, send
+from medtransfer.cli_predict import predict
 from medtransfer.cli_refine import compare, search
+from medtransfer.cli_share import deidentify, share
 from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
@@ -221,31 +223,7 @@ def evaluate(
     gate(results[0].evaluation, at_least)
 
 
-@cli.command()
-@click.argument("run", type=click.Path())
-@click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--out", type=click.Path(), help="CSV file, printed by default; folder of masks for a segmentation.")
-@click.option("--as", "form", type=click.Choice(["nifti", "seg"]), help="Masks as NIfTI (default) or DICOM SEG.")
-@_QUIET
-@_verbose
-def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
-    """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
-    from medtransfer.export.opened import open_exported
-    from medtransfer.masks import predict_masks
-    from medtransfer.pipeline import predict_files
-
-    model = open_exported(run)
-    if form or model.card.task == "segmentation":
-        click.echo(predict_masks(model, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
-        return
-    text = predict_files(model, images, progress=not quiet)
-    if out is None:
-        click.echo(text, nl=False)
-        return
-    from medtransfer.run import write
-
-    write(Path(out), text)
-    click.echo(f"{len(images)} predictions in {out}")
+cli.add_command(predict)
 
 
 @cli.command()
@@ -255,7 +233,11 @@ def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None
 def report(run: str, quiet: bool) -> None:
     """Write the report of a finished run again."""
     from medtransfer.pipeline import again
+    from medtransfer.share import is_shared, write_redrawn
 
+    if is_shared(run):
+        click.echo(write_redrawn(run))
+        return
     click.echo(again(run, progress=not quiet).report)
 
 
@@ -279,4 +261,6 @@ def export(run: str, to: Any, out: str, fold: int | None) -> None:
 
 cli.add_command(fetch)
 cli.add_command(send)
+cli.add_command(share)
+cli.add_command(deidentify)
 cli.add_command(weights)

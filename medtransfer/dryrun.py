@@ -91,6 +91,8 @@ def as_text(planned: Mapping[str, Any]) -> str:
     lines += ["", *(f"{name:<32} {size / 2**20:>10,.1f} MiB" for name, size in planned["caches"].items())]
     if planned.get("memory"):
         lines += ["", f"memory     {planned['memory']['text']}"]
+    if "cost" in planned:
+        lines += ["", planned["cost"]["text"]]
     if planned["reasons"]:
         lines += ["", "the recipe for this size, and why:", planned["reasons"]]
     return "\n".join(lines)

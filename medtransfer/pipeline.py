@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from medtransfer import masks
 from medtransfer.cohort import Cohort
-from medtransfer.config import Experiment, parse, read_text, sections
+from medtransfer.config import Experiment, sections
 from medtransfer.errors import ConfigError, GateError
 from medtransfer.export.opened import Exported, open_exported
 from medtransfer.folds import FoldDone
 from medtransfer.masks_external import external_name, validate_masks
 from medtransfer.metrics.names import LABELS
+from medtransfer.parallel import computing
 from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
+from medtransfer.yamltext import parse, read_text
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
@@ -48,7 +50,8 @@ def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: 
         return Cohort.from_medmnist(**arguments)
     if experiment.cohort_key == "dicomweb":
         return Cohort.from_dicomweb(**arguments, progress=progress)
-    return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
+    with computing(experiment.top.backend):
+        return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
 
 
 def make_split(experiment: Experiment, cohort: Cohort) -> Split:
@@ -78,6 +81,7 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
+    from medtransfer.cost import cost_of_training
     from medtransfer.dryrun import cache_sizes, memory_of
     from medtransfer.fit import check_fit
     from medtransfer.reasons import reasons
@@ -92,6 +96,11 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     check_fit(model, cohort, prepare, recipe, split)
     first = cohort.cases[0].pieces()[0]
     shape = prepare(first.read(), where=first.alias).shape
+    augment, top = experiment.settings["augment"], experiment.top
+    cost = cost_of_training(
+        model, cohort, split, prepare, recipe, augment, workers=top.workers, processes=top.devices * top.nodes,
+        robustness=experiment.settings["evaluate"].robustness and not cohort.bags,
+    )  # fmt: skip
     return {
         "cohort": repr(cohort),
         "parts": {k: len(v) for k, v in split.parts().items()},
@@ -100,9 +109,10 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
-        "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "caches": cache_sizes(model, recipe, augment, split, shape, len(cohort)),
         "memory": memory_of(model, recipe, shape, masks._device(experiment), len(cohort)),
         "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
+        "cost": cost.to_record(),
         "out": experiment.top.out,
     }
 
@@ -123,6 +133,7 @@ def train(
         The first thing that is wrong with the config, the data, the weights or the folder.
     """
     from medtransfer.audit import audit
+    from medtransfer.dataset import prepare_ahead
     from medtransfer.fit import fit
     from medtransfer.track import track
 
@@ -137,6 +148,11 @@ def train(
     findings.raise_for_errors()
     recipe = make_recipe(experiment, model, len(split.folds[0].train))
     tracker = track(out, **experiment.arguments("track"))
+    if experiment.top.backend != "threads":
+        with computing(experiment.top.backend):
+            prepare_ahead(
+                cohort.cases, experiment.settings["prepare"], workers=experiment.top.workers, progress=progress
+            )
     run = fit(
         model,
         cohort,
@@ -299,9 +315,11 @@ def validate(
         With ``recalibrate`` a second one, of the external patients that were not recalibrated on.
     """
     from medtransfer.audit import audit
-    from medtransfer.external import evaluate_external, recalibrated
+    from medtransfer.external import check_share, evaluate_external, recalibrated
     from medtransfer.report import write_report
 
+    if recalibrate is not None:
+        check_share(recalibrate)  # before anything is read
     called = external_name(name, str(table or dicom))
     if masks.segments(folder):
         if recalibrate is not None:
@@ -357,7 +375,7 @@ def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progr
     import csv
     import io
 
-    from medtransfer.cohort import Case
+    from medtransfer.cohort import Case, images_of
     from medtransfer.dataset import Prepared
 
     model = open_exported(folder)
@@ -371,8 +389,3 @@ def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progr
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
         writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
     return text.getvalue()
-
-
-def images_of(path: Path) -> tuple[Path, ...]:
-    """The images of a bag: the files of a folder, or the one file."""
-    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

@@ -217,9 +217,10 @@ def _rows(shown: Shown, structures: Sequence[str]) -> list[dict[str, Any]]:
         marked = {k: m == i for k, m in shown.masks.items()}
         sizes = {k: int(m.sum()) for k, m in marked.items()}
         dice = None
-        if len(marked) == 2 and sum(sizes.values()):
+        total = sum(sizes.values())
+        if len(marked) == 2 and total > 0:
             both = int((marked["reference"] & marked["predicted"]).sum())
-            dice = 2 * both / sum(sizes.values())
+            dice = 2 * both / total
         said = {k: f"{n * ml:.3g} ml" if ml else f"{n} px" for k, n in sizes.items()}
         rows.append({"name": name, "sizes": said, "dice": dice})
     return rows

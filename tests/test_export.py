@@ -102,17 +102,23 @@ def trained(tmp_path_factory):
     return run.folder, files, expected
 
 
+@pytest.fixture(scope="module")
+def shipped(trained, tmp_path_factory):
+    """All forms of that run."""
+    return exported(trained[0], tmp_path_factory.mktemp("shipped"))
+
+
 def table(text):
     rows = list(csv.reader(text.splitlines()))
     return np.array([[float(v) for v in row[2:]] for row in rows[1:]])
 
 
-def test_every_form_predicts_what_the_run_predicts(trained, tmp_path):
+def test_every_form_predicts_what_the_run_predicts(trained, shipped):
     run, files, expected = trained
     wanted = predict_files(run, files, progress=False)
     assert np.allclose(table(wanted), expected, atol=2e-6)
     assert np.ptp(expected[:, 0]) > 0.1
-    for to, path in exported(run, tmp_path).items():
+    for to, path in shipped.items():
         found = predict_files(path, files, progress=False)
         assert found.splitlines()[0] == "row,case,p:no,p:yes"
         assert np.abs(table(found) - expected).max() < 1e-5, to
@@ -144,17 +150,15 @@ def card_in(path):
     return next(p.value for p in onnx.load(path).metadata_props if p.key == "medtransfer")
 
 
-def test_a_frozen_backbone_is_kept_once(trained, tmp_path):
-    run, _, _ = trained
-    size = (run / "fold-0" / "model.safetensors").stat().st_size
-    assert mt.export(run, tmp_path / "both.pt2", to="torch").stat().st_size < 1.5 * size
+def test_a_frozen_backbone_is_kept_once(trained, shipped):
+    size = (trained[0] / "fold-0" / "model.safetensors").stat().st_size
+    assert shipped["torch"].stat().st_size < 1.5 * size
 
 
-def test_the_graph_states_its_opset_its_free_axis_and_nothing_of_this_machine(trained, tmp_path):
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-    pytest.importorskip("onnxscript", reason="onnx is not installed")
-    run, _, _ = trained
-    path = mt.export(run, tmp_path / "model.onnx", to="onnx")
+def test_the_graph_states_its_opset_its_free_axis_and_nothing_of_this_machine(trained, shipped):
+    import onnx
+
+    path = shipped["onnx"]
     graph = onnx.load(path)
     onnx.checker.check_model(graph)
     assert [(o.domain, o.version) for o in graph.opset_import if o.domain in ("", "ai.onnx")] == [("", 18)]
@@ -165,8 +169,8 @@ def test_the_graph_states_its_opset_its_free_axis_and_nothing_of_this_machine(tr
     card = json.loads(card_in(path))
     assert card["prepare"]["size"] == [32, 32]
     assert card["names"] == ["no", "yes"]
-    held = path.read_bytes() + b"".join(zipfile_contents(mt.export(run, tmp_path / "model.pt2", to="torch")))
-    for word in (str(run.parent), "site-packages", "small_cohorts", "test_export"):
+    held = path.read_bytes() + b"".join(zipfile_contents(shipped["torch"]))
+    for word in (str(trained[0].parent), "site-packages", "small_cohorts", "test_export"):
         assert word.encode() not in held, word
 
 
@@ -187,6 +191,7 @@ def test_other_tasks(task, tmp_path):
         assert np.abs(open_exported(path).answer(batch) - expected).max() < 1e-5, form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "attention"), [("slices", 0), ("neighbours", 4)])
 def test_volumes_seen_slice_by_slice(depth, attention, tmp_path):
     model = scattered(mt.load_model("embedded/compact2d", dims=3, depth=depth, head=Head(attention=attention)), 0)
@@ -196,6 +201,7 @@ def test_volumes_seen_slice_by_slice(depth, attention, tmp_path):
         assert np.abs(open_exported(path).answer(batch) - by_hand([model], batch)).max() < 1e-5, form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [0, 4])
 def test_bags_of_any_size_with_absent_images(attention, tmp_path):
     model = scattered(mt.load_model("embedded/compact2d", head=Head(attention=attention)), 0)
@@ -212,8 +218,10 @@ def test_bags_of_any_size_with_absent_images(attention, tmp_path):
         mt.export(run, tmp_path / "bundle", to="bundle")
 
 
-@pytest.mark.parametrize(("name", "dims", "side"), [("random/resnet18", 2, 32), ("embedded/compact3d", 3, 16),
-                                                    ("random/vit_ti_16", 2, 32)])  # fmt: skip
+SLOWER = pytest.param("random/vit_ti_16", 2, 32, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "dims", "side"), [("random/resnet18", 2, 32), ("embedded/compact3d", 3, 16), SLOWER])
 def test_backbones_that_differ_in_kind(name, dims, side, tmp_path):
     model = scattered(mt.load_model(name, dims=dims), 0)
     run = write_run(tmp_path / "run", [model], asked_of(model, mt.Prepare(size=(side,) * dims)))
@@ -222,14 +230,23 @@ def test_backbones_that_differ_in_kind(name, dims, side, tmp_path):
         assert np.abs(open_exported(path).answer(batch) - by_hand([model], batch)).max() < 1e-4, form
 
 
-def monai(*arguments, cwd):
+def monai(code, *arguments, cwd):
     """MONAI alone, in a clean process that cannot import this package."""
-    block = "import sys; sys.modules['medtransfer'] = None; sys.argv[0] = 'monai.bundle'; "
-    code = block + "import runpy; runpy.run_module('monai.bundle', run_name='__main__')"
+    for package in ("fire", "ignite", "jsonschema"):
+        pytest.importorskip(package, reason=f"MONAI's bundle commands need {package}")
+    code = "import sys; sys.modules['medtransfer'] = None; sys.argv[0] = 'monai.bundle'\n" + code
     done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
+
+VERIFY = """
+from monai.bundle import run, verify_metadata, verify_net_in_out
+meta, config = "configs/metadata.json", "configs/inference.json"
+verify_metadata(meta_file=meta, filepath=sys.argv[1])
+verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu")
+"""
+RUN = 'run("inference", config_file=config, dataset_dir=sys.argv[2])'
+COMMAND = "import runpy; runpy.run_module('monai.bundle', run_name='__main__')"
 
 SPECIFIED = {  # what MONAI's bundle specification asks of metadata.json
     "type": "object",
@@ -255,44 +272,41 @@ SPECIFIED = {  # what MONAI's bundle specification asks of metadata.json
 }  # fmt: skip
 
 
-def verified(bundle, tmp_path):
-    for package in ("fire", "ignite", "jsonschema"):
-        pytest.importorskip(package, reason=f"MONAI's bundle commands need {package}")
-    schema = tmp_path / "schema.json"
-    schema.write_text(json.dumps(SPECIFIED))
-    meta, config = "configs/metadata.json", "configs/inference.json"
-    monai("verify_metadata", "--meta_file", meta, "--filepath", schema, cwd=bundle)
-    monai("verify_net_in_out", "network_def", "--meta_file", meta, "--config_file", config, "--device", "cpu",
-          cwd=bundle)  # fmt: skip
+@pytest.fixture
+def schema(tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SPECIFIED))
+    return path
 
 
-def test_monai_verifies_and_runs_a_bundle_of_pictures(trained, tmp_path):
-    run, files, expected = trained
-    bundle = mt.export(run, tmp_path / "bundle", to="bundle")
-    verified(bundle, tmp_path)
+def test_monai_verifies_and_runs_a_bundle_of_pictures(trained, shipped, schema, tmp_path):
+    _, files, expected = trained
+    bundle = shipped["bundle"]
+    monai(VERIFY, schema, cwd=bundle)
     data = tmp_path / "data"
     data.mkdir()
     for file in files:
         shutil.copy(file, data)
-    monai("run", "inference", "--config_file", "configs/inference.json", "--dataset_dir", data, cwd=bundle)
-    rows = list(csv.reader((bundle / "eval" / "predictions.csv").open()))
+    told = ["run", "inference", "--config_file", "configs/inference.json", "--dataset_dir", data]
+    monai(COMMAND, *told, "--output_dir", tmp_path / "eval", cwd=bundle)
+    rows = list(csv.reader((tmp_path / "eval" / "predictions.csv").open()))
     assert [row[0].rsplit("/", 1)[-1] for row in rows] == [f.name for f in files]
     assert np.abs(np.array([[float(v) for v in row[1:]] for row in rows]) - expected).max() < 1e-5
 
 
-def test_monai_prepares_volumes_by_the_same_arithmetic(tmp_path):
+@pytest.mark.slow
+def test_monai_prepares_volumes_by_the_same_arithmetic(schema, tmp_path):
     prepare = mt.Prepare(size=(14, 18, 11), spacing_mm=(1.7, 1.5, 2.0), window_hu=[(-100, 100), (0, 400)])
     model = scattered(mt.load_model("random/compact3d", dims=3, in_channels=2), 0)
     run = write_run(tmp_path / "run", [model], asked_of(model, prepare))
     bundle = mt.export(run, tmp_path / "bundle", to="bundle")
-    verified(bundle, tmp_path)
     data = tmp_path / "data"
     data.mkdir()
     affine = np.array([[-1.0, 0, 0, 7], [0, 0, 1.5, -3], [0, 1.25, 0, 2], [0, 0, 0, 1]])  # turned, not cubic
     for i in range(2):
         array = np.random.default_rng(i).normal(100, 150, (20, 16, 12)).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(array, affine), data / f"{i}.nii.gz")
-    monai("run", "--config_file", "configs/inference.json", "--dataset_dir", data, cwd=bundle)
+    monai(VERIFY + RUN, schema, data, cwd=bundle)
     rows = list(csv.reader((bundle / "eval" / "predictions.csv").open()))
     ours = table(predict_files(bundle, sorted(data.iterdir()), progress=False))
     assert np.abs(np.array([[float(v) for v in row[1:]] for row in rows]) - ours).max() < 1e-4
@@ -329,14 +343,14 @@ def test_segmentations_give_the_same_masks(balls, tmp_path):
     assert float(line["ml:small"]) == pytest.approx((stored == 2).sum() * 1.5 / 1000, abs=1e-3)
 
 
-def test_monai_runs_a_segmentation(balls, tmp_path):
+@pytest.mark.slow
+def test_monai_runs_a_segmentation(balls, schema, tmp_path):
     run, _, _, image = balls
     bundle = mt.export(run, tmp_path / "bundle", to="bundle")
-    verified(bundle, tmp_path)
     data = tmp_path / "data"
     data.mkdir()
     shutil.copy(image, data)
-    monai("run", "inference", "--config_file", "configs/inference.json", "--dataset_dir", data, cwd=bundle)
+    monai(VERIFY + RUN, schema, data, cwd=bundle)
     (written,) = (bundle / "eval").rglob("*.nii.gz")
     theirs = nibabel.load(written)
     assert np.allclose(theirs.affine, nibabel.load(image).affine)
@@ -380,16 +394,15 @@ def spoiled(kind):
 
 
 @pytest.mark.parametrize("kind", ["sample", "tensor", "operator", "size", "guard", "card"])
-def test_a_program_that_holds_more_than_arithmetic_is_refused(kind, trained, tmp_path):
-    path = mt.export(trained[0], tmp_path / "model.pt2", to="torch")
-    bad = rewritten(path, tmp_path / "bad.pt2", spoiled(kind))
+def test_a_program_that_holds_more_than_arithmetic_is_refused(kind, shipped, tmp_path):
+    bad = rewritten(shipped["torch"], tmp_path / "bad.pt2", spoiled(kind))
     with pytest.raises(RunError):
         open_exported(bad)
 
 
-def test_a_bundle_is_read_without_its_configuration(trained, tmp_path):
-    run, files, expected = trained
-    bundle = mt.export(run, tmp_path / "bundle", to="bundle")
+def test_a_bundle_is_read_without_its_configuration(trained, shipped, tmp_path):
+    _, files, expected = trained
+    bundle = shutil.copytree(shipped["bundle"], tmp_path / "bundle")
     (bundle / "configs" / "inference.json").write_text('{"imports": ["$exit(1)"]}')
     assert np.abs(table(predict_files(bundle, files, progress=False)) - expected).max() < 1e-5
 

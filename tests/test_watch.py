@@ -93,9 +93,8 @@ def test_every_study_is_done_once(watch, boxes):
     assert sorted(found) == sorted(first)
     counts = [int(b.sum()) for b in bright]
     assert sorted(r["series"][0]["voxels"]["bright"] for r in found.values()) == sorted(counts)
-    assert sorted(r["series"][0]["volumes_ml"]["bright"] for r in found.values()) == sorted(
-        pytest.approx(2 * c / 1000) for c in counts
-    )
+    volumes = sorted(r["series"][0]["volumes_ml"]["bright"] for r in found.values())
+    assert volumes == pytest.approx(sorted(2 * c / 1000 for c in counts))
     for name, result in found.items():
         seg, sr = (outbox / name / f for f in result["series"][0]["written"])
         patient = pydicom.dcmread(seg).PatientID

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medtransfer.errors import ConfigError, PacsError, PacsUnavailable, require
+from medtransfer.errors import ConfigError, PacsError, PacsRefused, PacsUnavailable, require
 from medtransfer.pacs.found import Found, Instance, Query, check_query
 from medtransfer.pacs.found import find as find_in
 from medtransfer.pacs.pace import Damaged, Missing, Pace, hushed
@@ -144,7 +144,7 @@ def asked(
         return query, None
     table = read_table(ids, sheet=sheet)
     key = column or table.find(on) or on
-    table.require(key)
+    table.require({"column": key})
     wanted = sorted({row[key] for row in table.rows if row[key]})
     if on in _IDS:
         return query or {on: wanted}, (on, wanted)
@@ -208,7 +208,7 @@ def fetch(server: Server, found: Found, folder: str | Path, *, progress: bool = 
 
         try:
             _all(bring, list(_batches(missing, archive.batch)), server.workers, pace)
-        except PacsError as error:
+        except (PacsError, PacsRefused) as error:
             raise _with_count(error, len(found) - len(missing) + len(arrived), len(found)) from None
     return Fetched(found, Path(folder), len(found) - len(missing), len(arrived), sum(arrived.values()), dict(failed))
 
@@ -288,7 +288,7 @@ def _all(bring: Any, batches: Sequence[list[Instance]], workers: int, pace: Pace
             raise
 
 
-def _with_count(error: PacsError, here: int, total: int) -> PacsError:
+def _with_count(error: PacsError | PacsRefused, here: int, total: int) -> PacsError | PacsRefused:
     """The same error, saying what is safe."""
     kept = f"{here} of {total} instances are here and stay; the same call goes on from there"
     return type(error)(error.what, where=error.where, got=error.got, fix=f"{error.fix}; {kept}" if error.fix else kept)

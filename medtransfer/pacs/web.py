@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from medtransfer.errors import PacsError, PacsRefused, PacsUnavailable
 from medtransfer.pacs.found import Instance, Level, Row
@@ -200,6 +202,7 @@ def _session(server: Server) -> requests.Session:
     """A session that talks to this server only: no proxy of the environment, no redirect, no .netrc."""
     from requests import PreparedRequest, Session
     from requests.adapters import HTTPAdapter
+    from requests.auth import HTTPBasicAuth
 
     session = Session()
     session.trust_env = False
@@ -210,13 +213,16 @@ def _session(server: Server) -> requests.Session:
     session.mount("https://", adapter)
     found = credentials(server)
 
-    def bearer(request: PreparedRequest) -> PreparedRequest:
-        assert found is not None
-        request.headers["Authorization"] = f"Bearer {found.secret}"
+    def finish(request: PreparedRequest) -> PreparedRequest:
+        """Credentials; and wildcards as they are, since not every archive undoes the escapes of a query."""
+        request.url = re.sub("%(2A|3F|2C)", lambda m: unquote(m[0]), request.url or "")
+        if found is not None and found.bearer:
+            request.headers["Authorization"] = f"Bearer {found.secret}"
+        elif found is not None:
+            HTTPBasicAuth(found.user, found.secret)(request)
         return request
 
-    if found is not None:
-        session.auth = bearer if found.bearer else (found.user, found.secret)
+    session.auth = finish
     return session
 
 

@@ -15,6 +15,7 @@ from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, 
 
 Floats = NDArray[np.float64]
 PERMUTATIONS = 10_000
+_PERCENT = 10  # no column of shares has such a median
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Beside:
         Of a permutation test, two-sided, that changes the sign of whole patients' differences.
     left_out : int
         Tested cases without a value in the column, or without the structure.
+    percent : bool
+        The column was in percent.
     """
 
     column: str
@@ -47,6 +50,7 @@ class Beside:
     difference: Estimate
     p: float | None
     left_out: int
+    percent: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -54,6 +58,7 @@ class Beside:
         pairs = zip(self.cases, self.ours, self.theirs, strict=True)
         return {
             "column": self.column, "structure": self.structure, "cases": len(self.cases), "left_out": self.left_out,
+            "percent": self.percent,
             **estimates, "p": plain(self.p),
             "test": {"kind": "signs of patients' differences exchanged, two-sided", "permutations": PERMUTATIONS},
             "pairs": [{"case": c, "ours": plain(float(a)), "theirs": plain(float(b))} for c, a, b in pairs],
@@ -85,7 +90,7 @@ def beside(
     ours : array (n,)
         Dice of each; nan where neither mask has the structure.
     texts : sequence of str or None
-        Cells of the column: a number from 0 to 1, or nothing.
+        Cells of the column: a number from 0 to 1, or nothing; percent where their median is above 10.
     bootstrap, seed : int
 
     Raises
@@ -102,7 +107,12 @@ def beside(
     (0.075, 1)
     """
     own = np.asarray(ours, dtype=np.float64)
-    other = np.array([_dice(text, column, case) for text, case in zip(texts, cases, strict=True)])
+    other = np.array([_number(text, column, case) for text, case in zip(texts, cases, strict=True)])
+    if percent := bool(np.nanmedian(other) > _PERCENT if np.isfinite(other).any() else False):
+        other = other / 100
+    if wrong := [case for case, value in zip(cases, other, strict=True) if value > 1]:
+        raise DataError("a cell is no Dice", where=f"{wrong[0]}, column {column}", got="not a number from 0 to 1",
+                        fix="a column in percent is known by its median above 10")  # fmt: skip
     both = np.isfinite(own) & np.isfinite(other)
     if not both.any():
         raise MetricError("no tested case has a value in the column", where=f"evaluate.beside.{column}",
@@ -123,7 +133,7 @@ def beside(
     kept = tuple(c for c, k in zip(cases, both, strict=True) if k)
     p = sign_test(own - other, resamples.patient, seed=seed)
     return Beside(column, structure, kept, own, other, found["mean"], found["other"], found["difference"], p,
-                  int((~both).sum()))  # fmt: skip
+                  int((~both).sum()), percent)  # fmt: skip
 
 
 def sign_test(
@@ -155,13 +165,13 @@ def sign_test(
     return float((1 + (np.abs(signs @ sums) >= observed).sum()) / (1 + permutations))
 
 
-def _dice(text: str | None, column: str, case: str) -> float:
+def _number(text: str | None, column: str, case: str) -> float:
     if text is None or not text.strip():
         return math.nan
     try:
         value = float(text)
     except ValueError:
         value = math.inf
-    if not 0 <= value <= 1:
+    if not 0 <= value <= 100:
         raise DataError("a cell is no Dice", where=f"{case}, column {column}", got="not a number from 0 to 1")
     return value

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import medtransfer
 from medtransfer.cache import file_digest, fingerprint, write_atomically
 from medtransfer.cohort import Case
 from medtransfer.errors import ReadError
@@ -23,8 +24,8 @@ Labels = NDArray[np.uint8]
 class Made:
     """The masks in a folder and what each was made from: ``made.json`` beside them.
 
-    A mask is taken again only where models, post-processing, plan and image are those that it was made from, by
-    hash, and the file is as it was written.
+    A mask is taken again only where models, post-processing, plan, image and version of this package are those that
+    it was made from, by hash, and the file is as it was written.
 
     Parameters
     ----------
@@ -47,7 +48,7 @@ class Made:
     def _recipe(self, image: Image, folds: Sequence[int] | None) -> str:
         asked = tuple(range(len(self.run.split.folds)) if folds is None else folds)
         if asked not in self._by:
-            parts = [self.run.plan.model_dump_json(), *map(str, asked)]
+            parts = [medtransfer.__version__, self.run.plan.model_dump_json(), *map(str, asked)]
             for fold in asked:
                 where = self.run.folder / f"fold-{fold}"
                 parts += [file_digest(where / "model.safetensors"), file_digest(where / "finish.json")]

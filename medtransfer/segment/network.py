@@ -124,7 +124,7 @@ def load_segmenter(
         As in :func:`medtransfer.load_model`; ``depth`` inflates (``centre``, ``mean``, ``acs``).
     classes : int
         Structures and the background, which is class 0.
-    width : int or None
+    width, widest : int or None
         Channels at full resolution; they double from level to level up to ``widest``. None is 16 in 3D, 32 in 2D.
     strides : sequence of tuple of int, or None
         For a ``unet`` and ``dynunet``: of each stage relative to the one before. None is 1, 2, 2, 2.

@@ -1,16 +1,14 @@
 """A real archive where one is installed, and a proxy before it that misbehaves on order."""
 
 import os
-import socket
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for services, also where one file alone is run
 
-from faulty import PROXY_THREAD
+from faulty import watched
 from services.orthanc import Orthanc, missing
 
 
@@ -34,23 +32,7 @@ def orthanc(tmp_path_factory):
 
 
 @pytest.fixture
-def contacted(monkeypatch):
+def contacted():
     """Every address that this process connects to, the proxy's own connections aside."""
-    seen = []
-    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
-
-    def note(self, address):
-        if PROXY_THREAD not in threading.current_thread().name and self.family != socket.AF_UNIX:
-            seen.append(address[:2])
-
-    def watched(self, address):
-        note(self, address)
-        return connect(self, address)
-
-    def watched_ex(self, address):
-        note(self, address)
-        return connect_ex(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", watched)
-    monkeypatch.setattr(socket.socket, "connect_ex", watched_ex)
-    return seen
+    with watched() as seen:
+        yield seen

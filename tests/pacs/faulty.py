@@ -7,13 +7,36 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 PROXY_THREAD = "process_request_thread"  # in the names of ThreadingHTTPServer's threads
 FAULTS = ("refuse", "reset", "cut", "truncate", "stall", "corrupt", "shorten", "other", "401", "503", "500", "html")
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[str, int]]]:
+    """Every address that this process connects to, the proxy's own connections aside."""
+    seen: list[tuple[str, int]] = []
+    before = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex")}
+
+    def watching(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def connected(self: socket.socket, address: Any) -> Any:
+            if PROXY_THREAD not in threading.current_thread().name and self.family != socket.AF_UNIX:
+                seen.append(address[:2])
+            return connect(self, address)
+
+        return connected
+
+    try:
+        for name, connect in before.items():
+            setattr(socket.socket, name, watching(connect))
+        yield seen
+    finally:
+        for name, connect in before.items():
+            setattr(socket.socket, name, connect)
 
 
 class Faulty:

@@ -65,6 +65,6 @@ def write_studies(root: Path, *, studies: int = 3, slices: int = 20, shape: tupl
 
 def write_labels(root: Path, studies: int) -> Path:
     """A table of patients: two classes in turn."""
-    rows = [f"CANARYID{p},{'ill' if p % 2 else 'well'}" for p in range((studies + 1) // 2)]
+    rows = [f"CANARYID{p},{'yes' if p % 2 else 'no'}" for p in range((studies + 1) // 2)]
     (root / "labels.csv").write_text("\n".join(["PatientID,label", *rows]) + "\n")
     return root / "labels.csv"

@@ -17,7 +17,7 @@ from small_studies import CANARIES, write_labels, write_studies
 
 import medtransfer as mt
 from medtransfer.cli import cli
-from medtransfer.errors import CohortError, MedTransferError, PacsError, PacsRefused, PacsUnavailable, ReadError
+from medtransfer.errors import CohortError, PacsError, PacsRefused, PacsUnavailable, ReadError
 from medtransfer.pacs import pace
 from medtransfer.pacs.fetch import echo, fetch, fetch_scan, find
 from medtransfer.pacs.send import missing_there, objects, send
@@ -97,6 +97,7 @@ def test_queries_find_by_every_level(protocol, filled):
         ({"PatientID": ["CANARYID1", "CANARYID0"], "StudyDate": "20240101"}, 20),
         ({"AccessionNumber": "CANARYACC2"}, 20),
         ({"PatientID": "CANARY*", "Modality": "CT"}, 60),
+        ({"PatientID": "CANARYI?0"}, 40),
         ({"PatientID": "CANARY*", "Modality": "MR"}, 0),
         ({"StudyInstanceUID": f"{CANARIES[-1]}.1.1"}, 20),
         ({"SeriesInstanceUID": f"{CANARIES[-1]}.1.2"}, 20),
@@ -111,17 +112,17 @@ def test_a_cohort_comes_from_the_archive(filled, source, tmp_path):
         filled.web, {"Modality": "CT", **ALL}, labels=source[0] / "labels.csv", choose="all", folder=tmp_path / "in",
         progress=False,
     )  # fmt: skip
-    assert (len(cohort), cohort.classes, cohort.labels.tolist().count(0)) == (3, ("ill", "well"), 1)
+    assert (len(cohort), cohort.classes, cohort.labels.tolist().count(0)) == (3, ("no", "yes"), 2)
     straight = mt.Cohort.from_dicom(source[0] / "dicom", labels=source[0] / "labels.csv", choose="all", progress=False)
     assert cohort.fingerprint == straight.fingerprint
     ours, theirs = ({c.alias: c.read() for c in x} for x in (cohort, straight))
     assert all(np.array_equal(ours[k].array, theirs[k].array) for k in theirs)
-    (tmp_path / "one.csv").write_text("PatientID,label\nCANARYID1,ill\nNOBODY,well\n")
+    (tmp_path / "one.csv").write_text("PatientID,label\nCANARYID1,yes\nNOBODY,no\n")
     found = fetch_scan(Server(filled.web), None, labels=tmp_path / "one.csv", on="PatientID", progress=False)
     assert [r.n_files for r in found] == [20]  # only who stands in the table is asked for, and fetched
     found = fetch_scan(Server(filled.web), ALL, labels=tmp_path / "one.csv", on="PatientID", progress=False)
     assert [r.n_files for r in found] == [20]
-    (tmp_path / "none.csv").write_text("PatientID,label\nNOBODY,well\n")
+    (tmp_path / "none.csv").write_text("PatientID,label\nNOBODY,no\n")
     with pytest.raises(PacsError, match="nothing that fits"):
         fetch_scan(Server(filled.web), None, labels=tmp_path / "none.csv", on="PatientID", progress=False)
 
@@ -154,25 +155,21 @@ def test_each_fault_in_passing_is_overcome_or_named_and_nothing_is_lost(
     def plan(method, path):
         return fault if "/instances/" in path and next(hits, False) else ""
 
-    with Faulty(filled.http, plan, stall_s=1.5) as proxy:
-        server = Server(proxy.web, timeout_s=0.7)
+    with Faulty(filled.http, plan, stall_s=5) as proxy:
+        server = Server(proxy.web, timeout_s=3)
         found = find(server, ALL)
         contacted.clear()
-        for _ in range(2):
-            try:
-                done = fetch(server, found, tmp_path / "in", progress=False)
-                break
-            except MedTransferError as error:
-                assert fault == "401"
-                assert isinstance(error, PacsRefused)
-                assert TOKEN in error.fix
-                assert "of 60 instances are here" in error.fix
-                assert names_nobody(f"{error!r} {error}")
-        done.check()
+        for _ in range(2 if fault == "401" else 0):  # two workers may meet it at once
+            if len(proxy.done) < 2:
+                with pytest.raises(PacsRefused, match="of 60 instances are here and stay") as caught:
+                    fetch(server, found, tmp_path / "in", progress=False)
+                assert TOKEN in caught.value.fix
+                assert names_nobody(f"{caught.value!r} {caught.value}")
+        fetch(server, found, tmp_path / "in", progress=False).check()
         assert proxy.done == [fault] * 2
         assert set(contacted) == {("127.0.0.1", proxy.port)}
     assert same_as_source(tmp_path / "in", source[1]) == 60
-    assert not [p for p in (tmp_path / "in").rglob("._*")]
+    assert not list((tmp_path / "in").rglob("._*"))
     assert names_nobody(caplog.text)
 
 
@@ -182,7 +179,7 @@ def test_each_fault_in_passing_is_overcome_or_named_and_nothing_is_lost(
         ("corrupt", "corrupt"),
         ("shorten", "truncated"),
         ("500", "busy or failing"),
-        ("html", "something else than DICOM"),
+        ("html", "something else"),
     ],
 )
 def test_an_instance_that_stays_damaged_is_named_and_the_rest_is_kept(fault, says, filled, source, tmp_path):
@@ -400,8 +397,8 @@ def test_sending_over_faults_loses_and_doubles_nothing(fault, source, tmp_path, 
         def plan(method, path):
             return fault if method == "POST" and next(hits, False) else ""
 
-        with Faulty(fresh.http, plan, stall_s=1.5) as proxy:
-            server, files = Server(proxy.web, timeout_s=0.7), objects(source[1][:6])
+        with Faulty(fresh.http, plan, stall_s=5) as proxy:
+            server, files = Server(proxy.web, timeout_s=3), objects(source[1][:6])
             contacted.clear()
             for _ in range(3):
                 try:

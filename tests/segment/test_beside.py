@@ -56,3 +56,13 @@ def test_cells_that_are_no_dice_and_empty_columns_are_refused():
         assert cell not in str(error.value).replace("a number", "")
     with pytest.raises(MetricError, match="no tested case"):
         beside("tool", "liver", ["case-1"], ["p"], [0.9], [""])
+
+
+def test_a_column_in_percent_is_known_by_its_median():
+    shares = beside("tool", "liver", "abcd", "pqrs", [0.9, 0.8, 0.7, 0.6], ["0.92", "0.81", "", "0.005"])
+    hundreds = beside("tool", "liver", "abcd", "pqrs", [0.9, 0.8, 0.7, 0.6], ["92", "81.0", "", "0.5"])
+    assert hundreds.theirs == pytest.approx(shares.theirs)
+    assert hundreds.percent
+    assert not shares.percent
+    with pytest.raises(DataError, match="no Dice"):
+        beside("tool", "liver", "abc", "pqr", [0.9, 0.8, 0.7], ["0.9", "0.8", "92"])

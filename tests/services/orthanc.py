@@ -101,6 +101,11 @@ class Orthanc:
         self.stop()
         raise RuntimeError("Orthanc did not start:\n" + self.log.read_text(errors="replace")[-2000:])
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def kill(self) -> None:
         """End it at once, as a crash would."""
         assert self._process is not None
@@ -109,7 +114,7 @@ class Orthanc:
 
     def stop(self) -> None:
         """End it."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.runs:
             self._process.terminate()
             try:
                 self._process.wait(20)
