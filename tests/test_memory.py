@@ -218,7 +218,7 @@ def test_little_memory_changes_how_a_step_is_computed_and_not_what_it_learns(tmp
     stored = json.loads((tmp_path / "little" / "memory.json").read_text())
     assert (stored["batch"], stored["asked"], stored["again"]) == (2, 5, False)
     monkeypatch.setattr(
-        "medtransfer.capacity.available", lambda device: int((need.step(2) + need.step(2, again=True)) / 1.6 + held)
+        "medtransfer.capacity.available", lambda device: int((need.step(2) - need.case() // 4) / 0.8 + held)
     )
     small_run(tmp_path, monkeypatch, "least")
     assert json.loads((tmp_path / "least" / "memory.json").read_text())["again"]
@@ -234,7 +234,7 @@ def test_little_memory_changes_how_a_step_is_computed_and_not_what_it_learns(tmp
 def test_an_interrupted_run_keeps_its_batches(tmp_path, monkeypatch):
     model, recipe = mt.load_model("embedded/compact3d", dims=3), mt.Recipe(method="full", freeze_epochs=0, batch_size=5)
     need = measure_step(model, recipe, (1, 16, 16, 16))
-    room = int((need.step(2) + need.step(2, again=True)) / 1.6 + 14 * 4 * 16**3)
+    room = int((need.step(2) - need.case() // 4) / 0.8 + 14 * 4 * 16**3)
     monkeypatch.setattr("medtransfer.capacity.available", lambda device: room)
     small_run(tmp_path, monkeypatch, "whole", ema=0.9)
     step, calls = loop._Training._step, []
