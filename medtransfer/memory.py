@@ -211,7 +211,7 @@ def reusing_pages() -> Iterator[None]:
     finally:
         _open -= 1
         if not _open:
-            library.mallopt(_M_MMAP_MAX, 65536)  # what glibc begins with, and what its thresholds would have grown to
-            library.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-            library.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+            library.mallopt(_M_MMAP_MAX, 65536)  # what glibc begins with; its thresholds no longer move by themselves
+            library.mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+            library.mallopt(_M_TRIM_THRESHOLD, 8 * 2**20)
             library.malloc_trim(0)
