@@ -217,7 +217,7 @@ def _rows(shown: Shown, structures: Sequence[str]) -> list[dict[str, Any]]:
         marked = {k: m == i for k, m in shown.masks.items()}
         sizes = {k: int(m.sum()) for k, m in marked.items()}
         dice = None
-        if len(marked) == 2 and sum(sizes.values()):
+        if len(marked) == 2 and any(sizes.values()):
             both = int((marked["reference"] & marked["predicted"]).sum())
             dice = 2 * both / sum(sizes.values())
         said = {k: f"{n * ml:.3g} ml" if ml else f"{n} px" for k, n in sizes.items()}
