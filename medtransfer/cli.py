@@ -227,19 +227,37 @@ def evaluate(
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @click.option("--out", type=click.Path(), help="CSV file, printed by default; folder of masks for a segmentation.")
 @click.option("--as", "form", type=click.Choice(["nifti", "seg"]), help="Masks as NIfTI (default) or DICOM SEG.")
+@click.option("--sr", type=click.Path(), help="Also write a DICOM SR (TID 1500) of each image into this folder.")
+@click.option("--deidentified", is_flag=True, help="SEG and SR name the patients that `deidentify` makes of them.")
 @_QUIET
 @_verbose
-def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
+def predict(
+    run: str,
+    images: tuple[str, ...],
+    out: str | None,
+    form: str | None,
+    sr: str | None,
+    deidentified: bool,
+    quiet: bool,
+) -> None:
     """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
     from medtransfer.export.opened import open_exported
     from medtransfer.masks import predict_masks
     from medtransfer.pipeline import predict_files
 
     model = open_exported(run)
-    if form or model.card.task == "segmentation":
-        click.echo(predict_masks(model, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
+    masks = bool(form) or model.card.task == "segmentation"
+    if masks:
+        text = predict_masks(model, images, out, form="seg" if form == "seg" else "nifti", deidentified=deidentified)
+    else:
+        text = predict_files(model, images, progress=not quiet)
+    if sr is not None:
+        from medtransfer.reported import version_of, write_reports
+
+        write_reports(model, images, text, sr, masks=out, deidentified=deidentified, version=version_of(run))
+    if masks:
+        click.echo(text, nl=False)
         return
-    text = predict_files(model, images, progress=not quiet)
     if out is None:
         click.echo(text, nl=False)
         return

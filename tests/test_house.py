@@ -11,15 +11,15 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "deid", "cache", "pacs", "cohort", "split",
-    "folds", "claims", "audit", "prepare", "augment", "dataset",
+    "__init__", "errors", "image", "pseudonym", "table", "predictions", "io", "deid", "cache", "pacs", "cohort",
+    "split", "folds", "claims", "audit", "prepare", "augment", "dataset",
     "memory", "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
     "tuned", "recipe", "sharding", "reasons", "capacity", "boundary", "features", "predict", "explain", "run",
     "training", "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "export", "config", "dryrun", "masks", "masks_external", "pipeline", "bulk", "view",
+    "external", "contour", "export", "config", "dryrun", "masks", "masks_external", "pipeline", "reported", "bulk", "view",
     "refine", "share", "phantom", "demo",
     "cli_refine", "cli_view", "cli_share", "cli_weights", "cli_pacs", "cli", "__main__",
 ]  # fmt: skip
