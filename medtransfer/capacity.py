@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,8 @@ SIDES = {2: 112, 3: 48}  # a measurement is done on images of at most about this
 USED = 0.8  # of the memory that is there
 _WIDE = 400  # times the image that the widest layer is held to take and give at most
 _MOST = 2000  # times the image that a network is held to keep at most, where nothing is measured
-_GRADIENTS = 2  # of the largest activation, that a backward pass holds besides what was kept
+_OWN = 160 * 2**20  # that libraries take in a first step, as seen on two networks
+_MOVED = 2  # times what the widest layer takes and gives: itself, and its gradient
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Need:
         What autograd keeps of one case; with the case's image, and gradients on their way, ``case``.
     kept_again : int
         The same where blocks are computed again.
-    largest : int
-        The largest single activation of one case.
+    moved : int
+        What the widest layer takes and gives of one case.
     image : int
         One case as it enters the part that learns.
     """
@@ -53,7 +54,7 @@ class Need:
     folded: int
     kept: int
     kept_again: int
-    largest: int
+    moved: int
     image: int
 
     def step(self, cases: int, *, again: bool = False) -> int:
@@ -62,7 +63,7 @@ class Need:
 
     def case(self, *, again: bool = False) -> int:
         """Bytes that each case adds."""
-        return (self.kept_again if again else self.kept) + _GRADIENTS * self.largest + self.image
+        return (self.kept_again if again else self.kept) + _MOVED * self.moved + self.image
 
 
 @dataclass(frozen=True)
@@ -142,14 +143,9 @@ def measure_step(
     with torch.random.fork_rng(), autocast or nullcontext(), faster(probe, adapters):
         few = 2 if spatial == 3 else 1  # a volume alone is slow
         less, more = (_run(probe, stages, torch.rand(n, *head, *small, device=device)) for n in (few, few + 1))
-    each = [b - a for a, b in zip(less.parts, more.parts, strict=True)]  # what a case adds, weights left out
-    kept = more.total - less.total
-    again = kept - sum(each) + max(each, default=0) + more.given - less.given
-    largest = max((b - a for a, b in zip(less.sizes, more.sizes, strict=True)), default=0)
     learned = sum(p.numel() for _, p in learning(probe, stages, recipe.tune, recipe.frozen_norms))
     learned += sum(p.numel() for p in adapters.parameters()) if adapters is not None else 0
-    sizes = (kept, min(kept, again), largest, more.image - less.image)
-    return Need(fixed_bytes(model, learned, recipe), max(0, less.total - few * kept), *(int(v * scale) for v in sizes))
+    return need_of(less, more, few, scale, fixed_bytes(model, learned, recipe))
 
 
 def bound_step(model: Model, recipe: Recipe, shape: Sequence[int]) -> Need:
@@ -159,56 +155,73 @@ def bound_step(model: Model, recipe: Recipe, shape: Sequence[int]) -> Need:
 
 
 def fixed_bytes(model: Model, learned: int, recipe: Recipe) -> int:
-    """Copies of the weights, gradients, moments of AdamW, moving average."""
-    return 4 * (2 * sum(p.numel() for p in model.parameters()) + learned * (3 + (recipe.ema > 0)))
+    """Copies of the weights, gradients, moments of AdamW, moving average, and what libraries take for themselves."""
+    return _OWN + 4 * (2 * sum(p.numel() for p in model.parameters()) + learned * (3 + (recipe.ema > 0)))
 
 
 @dataclass
-class _Found:
-    total: int
-    sizes: list[int]
+class Seen:
+    """One forward pass in training: bytes that are kept in all, by each block that learns, what blocks are given, and
+    what each layer takes and gives."""
+
+    kept: Kept
     image: int
-    given: int
-    parts: list[int]
+    parts: list[int] = field(default_factory=list)
+    given: list[int] = field(default_factory=list)
+    passed: list[int] = field(default_factory=list)
+    more: int = 0
 
 
-def _run(probe: Model, stages: Sequence[str], images: Tensor) -> _Found:
-    """One forward pass in training: what is kept in all and by each block, and what the blocks are given."""
-    names = list(probe.stages)
-    first = len(names) - len(stages)
-    in_pieces = probe.in_pieces(images)
-    if first and not in_pieces:
-        with torch.no_grad():
-            pooled, images = probe.walk(images, names[:first])
-    parts: list[int] = []
-    given: list[int] = []
-    known = [*probe.parameters(), *probe.buffers(), images]
-    with keeping(known) as kept:
-        handles = [h for s in stages for block in blocks(probe.stages[s]) for h in watched(block, kept, parts, given)]
+@contextmanager
+def watching(probe: Model, stages: Sequence[str], images: Tensor) -> Iterator[Seen]:
+    """Note what a forward pass of these images keeps and moves."""
+    with keeping([*probe.parameters(), *probe.buffers(), images]) as kept:
+        seen = Seen(kept, images.numel() * 4)
+
+        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.given.append(inputs[0].numel() * 4)
+            seen.parts.append(-kept.total)
+
+        def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.parts[-1] += kept.total
+
+        def passing(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            seen.passed.append(sum(t.numel() * 4 for t in (*inputs, output) if isinstance(t, Tensor)))
+
+        handles = []
+        for block in (b for s in stages for b in blocks(probe.stages[s])):
+            handles += [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+        leaves = (m for m in probe.modules() if not any(True for _ in m.children()))
+        handles += [m.register_forward_hook(passing) for m in leaves]
         try:
-            if first and not in_pieces:
-                features = torch.cat([pooled, probe.walk(images, names[first:])[0]], 1)
-                answer = probe.head(features)
-            else:
-                answer = probe(images)
+            yield seen
         finally:
             for handle in handles:
                 handle.remove()
-    del answer
-    return _Found(kept.total, kept.sizes, images.numel() * images.element_size(), sum(given), parts)
 
 
-def watched(block: nn.Module, kept: Kept, parts: list[int], given: list[int]) -> list[Any]:
-    """Hooks that note what a block adds to what is kept, and how much it is given."""
+def need_of(less: Seen, more: Seen, few: int, scale: float, fixed: int) -> Need:
+    """What a step takes, from passes of ``few`` and of one more small case; ``scale`` is the voxels of the whole."""
+    each = [b - a for a, b in zip(less.parts, more.parts, strict=True)]  # what a case adds, weights left out
+    low, high = less.kept.total + less.more, more.kept.total + more.more
+    again = high - low - sum(each) + max(each, default=0) + sum(more.given) - sum(less.given)
+    passed = max(b - a for a, b in zip(less.passed, more.passed, strict=True))
+    sizes = (high - low, min(high - low, again), passed, more.image - less.image)
+    return Need(fixed, max(0, low - few * (high - low)), *(int(v * scale) for v in sizes))
 
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        given.append(inputs[0].numel() * inputs[0].element_size())
-        parts.append(-kept.total)
 
-    def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        parts[-1] += kept.total
-
-    return [block.register_forward_pre_hook(before), block.register_forward_hook(after)]
+def _run(probe: Model, stages: Sequence[str], images: Tensor) -> Seen:
+    names = list(probe.stages)
+    first = len(names) - len(stages)
+    whole = not first or probe.in_pieces(images)
+    pooled = images.new_zeros(len(images), 0)
+    if not whole:
+        with torch.no_grad():
+            pooled, images = probe.walk(images, names[:first])
+    with watching(probe, stages, images) as seen:
+        answer = probe(images) if whole else probe.head(torch.cat([pooled, probe.walk(images, names[first:])[0]], 1))
+        del answer
+    return seen
 
 
 def small_side(side: int, most: int) -> int:
@@ -241,7 +254,7 @@ def fit_step(need: Need, recipe: Recipe, there: int, shape: Sequence[int]) -> Ca
     Examples
     --------
     >>> from medtransfer.recipe import Recipe
-    >>> need = Need(fixed=0, folded=0, kept=80, kept_again=30, largest=5, image=10)  # 100 a case, or 50
+    >>> need = Need(fixed=0, folded=0, kept=80, kept_again=30, moved=5, image=10)  # 100 a case, or 50
     >>> recipe = Recipe(batch_size=8)
     >>> [(c.batch, c.again) for c in (fit_step(need, recipe, n, (1, 9, 9)) for n in (1000, 500, 249, 125, 100))]
     [(8, False), (4, False), (3, True), (2, True), (1, True)]

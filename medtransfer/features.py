@@ -39,6 +39,7 @@ def frozen_features(
 
     from medtransfer.capacity import at_once
     from medtransfer.fastform import features_of
+    from medtransfer.memory import beside
 
     prepared.load(indices)
     model = model.to(device).eval()
@@ -54,7 +55,7 @@ def frozen_features(
                 compute = features_of(model, batch)
             if batch.ndim == 4:
                 batch = batch.contiguous(memory_format=torch.channels_last)
-            parts.append(compute(batch).float().cpu().numpy())
+            parts.append(compute(beside(batch))[: len(batch)].float().cpu().numpy())
             bar.update(len(batch))
     return np.concatenate(parts)
 

@@ -168,15 +168,18 @@ def _following(module: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(count)
 
 
-def lonely(x: Tensor) -> bool:
-    """Whether a batch is one volume on the CPU, whose 3D convolutions would take a path that is several times slower.
+def beside(x: Tensor) -> Tensor:
+    """A batch to compute with: one volume on the CPU stands beside itself, the second answer is dropped.
 
-    It is then computed twice, and the second answer dropped: no gradient flows through it. Networks that are being
-    exported keep the batch they are given.
+    A 3D convolution of a single volume takes a path that is several times slower. No gradient flows through what is
+    dropped.
+
+    Examples
+    --------
+    >>> [len(beside(torch.zeros(n, 1, 4, 4, 4))) for n in (1, 2, 3)], len(beside(torch.zeros(1, 1, 4, 4)))
+    ([2, 2, 3], 1)
     """
-    traced = torch._C._get_tracing_state() is not None
-    exported = traced or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-    return not exported and x.ndim == 5 and x.shape[0] == 1 and x.device.type == "cpu"
+    return torch.cat([x, x]) if x.ndim == 5 and len(x) == 1 and x.device.type == "cpu" else x
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

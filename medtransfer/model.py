@@ -17,7 +17,7 @@ from medtransfer.backbones.tokens import laid_out
 from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
 from medtransfer.heads import Head, average
-from medtransfer.memory import lonely, through
+from medtransfer.memory import through
 from medtransfer.predictions import Task
 from medtransfer.stem import fold_stem
 from medtransfer.volume import Inflation, inflate
@@ -156,9 +156,6 @@ class Model(nn.Module):
 
     def walk(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Through some stages in a row: what is pooled on the way, ``[n, width]``, and what comes out of the last."""
-        if lonely(x):
-            features, x = self.walk(torch.cat([x, x]), names)
-            return features[:1], x[:1]
         pooled = [x.new_zeros(x.shape[0], 0)]
         for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):

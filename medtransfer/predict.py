@@ -52,8 +52,10 @@ def speak(model: Model, images: NDArray[np.float32], *, device: torch.device | s
     import torch
 
     from medtransfer.heads import task_probabilities
+    from medtransfer.memory import beside
 
     with torch.inference_mode():
-        logits = model(torch.from_numpy(images).to(device)).double()
+        batch = torch.from_numpy(images).to(device)
+        logits = model(beside(batch))[: len(batch)].double()
         said: NDArray[np.float64] = task_probabilities(model.description.task)(logits).cpu().numpy()
         return said

@@ -16,10 +16,12 @@ from torch import nn
 
 import medtransfer as mt
 from medtransfer import loop
+from medtransfer.boundary import tail
 from medtransfer.capacity import Need, at_once, capacity_of, fit_step, measure_step
 from medtransfer.dryrun import as_text, memory_of
 from medtransfer.errors import ConfigError, Interrupted
-from medtransfer.memory import available, keeping, lonely, reusing_pages, through
+from medtransfer.memory import available, keeping, reusing_pages, through
+from medtransfer.predict import speak
 from medtransfer.run import read_checkpoint
 from medtransfer.segment.need import fit_plan, patch_need
 from medtransfer.segment.network import load_segmenter
@@ -120,21 +122,22 @@ def test_no_single_volume_reaches_a_convolution(name):
         if isinstance(module, nn.Conv3d):
             module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     one = torch.rand(1, 1, 32, 32, 32)
-    assert lonely(one)
-    choose(model, list(model.stages), "all", True)
     with torch.no_grad():
         both = model(torch.cat([one, 1 - one]))[:1]
-    assert torch.allclose(model(one), both, atol=1e-5)
+    assert torch.allclose(tail(model, 0, one, one), both, atol=1e-5)
+    said = torch.softmax(both.double(), 1)
+    assert np.allclose(speak(model.eval(), one.numpy()), said, atol=1e-5)
+    x = model.walk(torch.cat([one, one]), list(model.stages)[:2])[1][:1]
+    pooled = one.new_zeros(1, 0)
+    assert torch.allclose(tail(model, 2, pooled, x), both, atol=1e-5)
     assert set(sizes) == {2}
-    assert not lonely(torch.rand(1, 1, 32, 32))
-    assert not lonely(torch.rand(2, 1, 8, 8, 8))
 
 
 def test_a_lone_volume_has_its_own_gradient():
     model = mt.load_model("embedded/compact3d", dims=3)
     choose(model, list(model.stages), "all", True)
     one, other = torch.rand(2, 1, 1, 32, 32, 32)
-    model(one)[:, 0].sum().backward()
+    tail(model, 0, one, one)[:, 0].sum().backward()
     alone = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     model(torch.cat([one, other]))[:1, 0].sum().backward()
@@ -165,7 +168,7 @@ def test_memory_is_what_the_tightest_limit_leaves(tmp_path):
 
 
 def test_batches_shrink_before_activations_are_computed_again():
-    need = Need(fixed=100, folded=0, kept=70, kept_again=20, largest=10, image=10)  # 100 a case, or 50
+    need = Need(fixed=100, folded=0, kept=70, kept_again=20, moved=10, image=10)  # 100 a case, or 50
     recipe = mt.Recipe(batch_size=16)
 
     def chosen(there, **more):
@@ -209,12 +212,14 @@ def test_little_memory_changes_how_a_step_is_computed_and_not_what_it_learns(tmp
     small_run(tmp_path, monkeypatch, "plenty")
     model, recipe = mt.load_model("embedded/compact3d", dims=3), mt.Recipe(method="full", freeze_epochs=0, batch_size=5)
     need = measure_step(model, recipe, (1, 16, 16, 16))
-    room = need.step(2) / 0.8 + 14 * 4 * 16**3 + 100
-    monkeypatch.setattr("medtransfer.capacity.available", lambda device: int(room))
+    room, held = need.step(2) / 0.8 + 100, 14 * 4 * 16**3
+    monkeypatch.setattr("medtransfer.capacity.available", lambda device: int(room + held))
     small_run(tmp_path, monkeypatch, "little")
     stored = json.loads((tmp_path / "little" / "memory.json").read_text())
     assert (stored["batch"], stored["asked"], stored["again"]) == (2, 5, False)
-    monkeypatch.setattr("medtransfer.capacity.available", lambda device: int(0.95 * room))
+    monkeypatch.setattr(
+        "medtransfer.capacity.available", lambda device: int((need.step(2) - need.case() // 4) / 0.8 + held)
+    )
     small_run(tmp_path, monkeypatch, "least")
     assert json.loads((tmp_path / "least" / "memory.json").read_text())["again"]
     plenty, little, least = (
@@ -229,7 +234,7 @@ def test_little_memory_changes_how_a_step_is_computed_and_not_what_it_learns(tmp
 def test_an_interrupted_run_keeps_its_batches(tmp_path, monkeypatch):
     model, recipe = mt.load_model("embedded/compact3d", dims=3), mt.Recipe(method="full", freeze_epochs=0, batch_size=5)
     need = measure_step(model, recipe, (1, 16, 16, 16))
-    room = int(need.step(2) * 0.97 / 0.8 + 14 * 4 * 16**3)
+    room = int((need.step(2) - need.case() // 4) / 0.8 + 14 * 4 * 16**3)
     monkeypatch.setattr("medtransfer.capacity.available", lambda device: room)
     small_run(tmp_path, monkeypatch, "whole", ema=0.9)
     step, calls = loop._Training._step, []
@@ -288,7 +293,7 @@ class _Pyramid(nn.Module):
 
 def test_patches_shrink_where_memory_is_short():
     plan = Plan(patch=(64, 64, 32), batch_size=8, strides=((1, 1, 1), (2, 2, 2), (2, 2, 1)))
-    need = Need(fixed=100, folded=0, kept=70, kept_again=20, largest=10, image=10)  # 100 a patch, or 50
+    need = Need(fixed=100, folded=0, kept=70, kept_again=20, moved=10, image=10)  # 100 a patch, or 50
 
     def fitted(there, **more):
         given = {"given": more.pop("given", ())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medtransfer.errors import MedTransferWarning
 from medtransfer.image import Image
 from medtransfer.memory import available
 from medtransfer.segment.grid import in_slices, native_matrices, turn
 from medtransfer.segment.network import Segmenter
 from medtransfer.segment.plan import Plan
 from medtransfer.segment.room import zeros
-from medtransfer.segment.slide import Source, fitting, slide
+from medtransfer.segment.slide import Source, fitting, shrunk, slide
 
 Labels = NDArray[np.uint8]
 
@@ -76,9 +78,13 @@ def _windows(
 ) -> Iterator[tuple[int, int, Tensor]]:
     with torch.inference_mode():
         place = device or (image.device if isinstance(image, Tensor) else "cpu")
-        tensors = 4 * plan.width  # that a network of this width holds at once, roughly
-        sizes = fitting((image.shape[0], *plan.window), memory=available(place) // 4, tensors=tensors)
-        yield from slide(predict, image, plan.window, overlap=plan.overlap, batch=batch or sizes, device=device)
+        tensors, memory = 4 * plan.width, available(place)  # that a network of this width holds at once, roughly
+        window = shrunk(plan.window, image.shape[0], memory=memory // 2, tensors=tensors)
+        if window != plan.window:
+            text = f"two windows of {plan.window} do not fit into the memory; they are cut to {window}"
+            warnings.warn(f"{text}, for which the network was not trained", MedTransferWarning, stacklevel=2)
+        sizes = fitting((image.shape[0], *window), memory=memory // 4, tensors=tensors)
+        yield from slide(predict, image, window, overlap=plan.overlap, batch=batch or sizes, device=device)
 
 
 def segment_image(

@@ -9,9 +9,8 @@ from typing import cast
 
 import torch
 
-from medtransfer.capacity import SIDES, USED, Capacity, Need, fixed_bytes, gib, small_side, watched
+from medtransfer.capacity import SIDES, USED, Capacity, Need, fixed_bytes, gib, need_of, small_side, watching
 from medtransfer.errors import ConfigError
-from medtransfer.memory import blocks, keeping
 from medtransfer.recipe import Recipe
 from medtransfer.segment.network import Segmenter
 from medtransfer.segment.plan import Plan
@@ -35,26 +34,14 @@ def patch_need(model: Segmenter, plan: Plan, recipe: Recipe) -> Need:
     with torch.random.fork_rng(devices=[]):
         for n in (2, 3):
             images = torch.rand(n, model.blueprint.in_channels, *small)
-            parts: list[int] = []
-            given: list[int] = []
-            with keeping([*probe.parameters(), *probe.buffers(), images]) as kept:
-                handles = [
-                    h for s in stages for block in blocks(probe.stages[s]) for h in watched(block, kept, parts, given)
-                ]
+            with watching(probe, stages, images) as seen:
                 levels = probe.pyramid(images)
-                for handle in handles:
-                    handle.remove()
-            labels = sum(level.numel() * 4 * 4 for level in levels)  # scores, shares, one-hot labels and a gradient
-            found.append((kept.total + labels, kept.sizes, parts, sum(given), images.numel() * 4))
+            seen.more = sum(level.numel() * 4 * 4 for level in levels)  # scores, shares, one-hot labels, a gradient
+            found.append(seen)
             del levels
-    (low, few, a, given_low, x), (high, more, b, given_high, y) = found
     scale = math.prod(plan.window) / math.prod(small)
-    each = [q - p for p, q in zip(a, b, strict=True)]
-    again = high - low - sum(each) + max(each, default=0) + given_high - given_low
-    largest = max(q - p for p, q in zip(few, more, strict=True))
-    sizes = (high - low, min(high - low, again), largest, y - x)
     learned = sum(p.numel() for p in probe.parameters() if p.requires_grad)
-    return Need(fixed_bytes(model, learned, recipe), max(0, low - 2 * (high - low)), *(int(v * scale) for v in sizes))
+    return need_of(*found, few=2, scale=scale, fixed=fixed_bytes(model, learned, recipe))
 
 
 def fit_plan(

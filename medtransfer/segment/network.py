@@ -15,7 +15,7 @@ from medtransfer.backbones import architecture
 from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
 from medtransfer.heads import Head
-from medtransfer.memory import lonely, through
+from medtransfer.memory import through
 from medtransfer.model import Depth, Description, Model, Triple, load_model, rebuild
 from medtransfer.segment.decoder import Block, Decoder, Strides, lay_levels, probe
 
@@ -77,8 +77,6 @@ class Segmenter(Model):
         return self._answer(x, pyramid=False)[0]
 
     def _answer(self, x: Tensor, *, pyramid: bool) -> list[Tensor]:
-        if lonely(x):
-            return [level[:1] for level in self._answer(torch.cat([x, x]), pyramid=pyramid)]
         image, skips = x, {}
         for name, stage in self.stages.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):

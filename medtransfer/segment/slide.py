@@ -260,3 +260,19 @@ def fitting(shape: Sequence[int], *, memory: int, tensors: int = 60) -> list[int
     """
     one = math.prod(shape) * 4 * tensors
     return [n for n in (2, 4, 8) if n == 2 or n * one <= memory]
+
+
+def shrunk(window: Sequence[int], channels: int, *, memory: int, tensors: int = 60) -> tuple[int, ...]:
+    """The window, its longest side halved (to a multiple of 8) until two fit into memory, or no side is above 16.
+
+    Examples
+    --------
+    >>> one = 64**3 * 4 * 60
+    >>> shrunk((64, 64, 64), 1, memory=2 * one), shrunk((64, 64, 48), 1, memory=one // 2)
+    ((64, 64, 64), (32, 32, 48))
+    """
+    sides = list(window)
+    while 2 * channels * math.prod(sides) * 4 * tensors > memory and max(sides) > 16:
+        longest = sides.index(max(sides))
+        sides[longest] = max(16, sides[longest] // 16 * 8)
+    return tuple(sides)

@@ -8,6 +8,7 @@ import torch
 from small_masks import config, write_balls
 
 from medtransfer.config import Experiment
+from medtransfer.errors import MedTransferWarning
 from medtransfer.image import Geometry, Image
 from medtransfer.segment.grid import in_slices
 from medtransfer.segment.infer import segment_image
@@ -111,3 +112,25 @@ def test_a_training_of_masks_is_watched(tmp_path):
     assert "test_dice" in tested.Tags()["scalars"]
     history = json.loads((tmp_path / "run" / "fold-0" / "history.json").read_text())
     assert "seconds" not in history[0]  # what takes another time each run is not part of the model's bytes
+
+
+def test_windows_shrink_where_two_do_not_fit(monkeypatch):
+    plan = Plan(patch=(32, 32, 32), width=4, scale=(0.0, 1.0))
+
+    class Bright(torch.nn.Module):
+        seen = None
+
+        def forward(self, x):
+            self.seen = x.shape
+            return torch.cat([0.5 - x, x - 0.5], 1)
+
+    image = Image(np.random.default_rng(0).random((40, 36, 34)).astype(np.float32), Geometry.from_affine(np.eye(4)))
+    model = Bright()
+    expected = segment_image([model], plan, image)
+    assert model.seen[2:] == (32, 32, 32)
+    one = 4 * 16 * 32**3  # a window's bytes, as they are counted
+    monkeypatch.setattr("medtransfer.segment.infer.available", lambda device: 2 * one)
+    with pytest.warns(MedTransferWarning, match="do not fit"):
+        found = segment_image([model], plan, image)
+    assert model.seen == (2, 1, 16, 32, 32)
+    assert np.array_equal(found, expected)
