@@ -32,7 +32,7 @@ def predict(
     quiet: bool,
 ) -> None:
     """Predict new images with a finished run: one row, or one mask, an image, in the order given."""
-    from medtransfer.bulk import predict_shared, read_list
+    from medtransfer.bulk import cost_of_predicting, predict_shared, read_list
     from medtransfer.masks import predict_masks, segments
     from medtransfer.pipeline import predict_files
 
@@ -40,8 +40,6 @@ def predict(
     if not studies and not queue:
         raise click.UsageError("Missing argument 'IMAGES...', or --list FILE.")
     if dry_run:
-        from medtransfer.cost import cost_of_predicting
-
         click.echo(cost_of_predicting(run, studies))
     elif queue:
         done = predict_shared(run, studies, queue, form=form or "nifti", lease_s=lease, progress=not quiet)
