@@ -198,8 +198,9 @@ def preparing(
     if not found:
         raise DataError("none of the cases looked at can be read", got=f"{len(cases)} cases")
     side_by_side = (time.perf_counter() - began) / sum(f[0] + f[1] for f in found)
-    reading, making = ([f[k] * min(1.0, side_by_side) for f in found] for k in (0, 1))
-    return [Stage("read", reads * n, tuple(reading)), Stage("prepare", n, tuple(making))], [f[2] for f in found]
+    share = min(1.0, side_by_side)
+    reading, making = tuple(f[0] * share for f in found), tuple(f[1] * share for f in found)
+    return [Stage("read", reads * n, reading), Stage("prepare", n, making)], [f[2] for f in found]
 
 
 def _learning(

@@ -68,7 +68,8 @@ class Tracker:
 
     def finish(self, evaluation: Evaluation) -> None:
         """Pass the test results and the report on, once, and close what is open."""
-        found = {f"test_{k}": e.value for k, e in evaluation.estimates.items() if _is_number(e.value)}
+        told = ((k, e.value) for k, e in evaluation.estimates.items())
+        found = {f"test_{k}": float(v) for k, v in told if v is not None and _is_number(v)}
         if self._writer is not None and not read_notes(self.out).get("tensorboard"):
             self._write(".", found, 0)
             write_json(self.out / NOTES, read_notes(self.out) | {"tensorboard": "written"})
