@@ -174,8 +174,9 @@ def again(experiment: Experiment, folder: Path, cohort: Cohort) -> MaskResult:
 
 
 def predict_masks(
-    folder: str | Path | Exported, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti"
-) -> str:
+    folder: str | Path | Exported, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti",
+    deidentified: bool = False,
+) -> str:  # fmt: skip
     """Write masks of new images into a folder; a CSV of what was written, with volumes in millilitres.
 
     Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
@@ -197,7 +198,7 @@ def predict_masks(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "case", "mask", *(f"ml:{n}" for n in names)])
-    for number, made in enumerate(predict_into(model, images, out, form=form), start=1):
+    for number, made in enumerate(predict_into(model, images, out, form=form, deidentified=deidentified), start=1):
         volumes = [f"{made.volumes_ml[n]:.3f}" if made.volumes_ml else "" for n in names]
         writer.writerow([number, made.case, made.path.name if made.path else "", *volumes])
     return text.getvalue()
@@ -205,7 +206,7 @@ def predict_masks(
 
 @dataclass(frozen=True)
 class Written:
-    """A mask: the case's pseudonym, its file (an empty one makes no DICOM SEG), and the volume of each structure."""
+    """A mask: the case's pseudonym, its file, and the volume of each structure."""
 
     case: str
     path: Path | None
@@ -213,8 +214,9 @@ class Written:
 
 
 def predict_into(
-    folder: str | Path | Exported, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
-) -> Iterator[Written]:
+    folder: str | Path | Exported, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu",
+    deidentified: bool = False,
+) -> Iterator[Written]:  # fmt: skip
     """Masks for new images, each on the grid of its source; all folds speak together.
 
     Parameters
@@ -227,6 +229,8 @@ def predict_into(
         Folder for ``<pseudonym>.nii.gz``, ``.dcm`` or, for images without a place in space, ``.png``.
     form : {'nifti', 'seg'}
         ``seg`` writes DICOM SEG objects, for DICOM sources only.
+    deidentified : bool
+        See :func:`medtransfer.out.seg.write_seg`.
 
     Raises
     ------
@@ -243,10 +247,10 @@ def predict_into(
     for text in images:
         source = Path(text)
         case = Case(str(source.resolve()), str(source.resolve()), source)
-        yield _write_one(model, case, source, Path(out), form)
+        yield _write_one(model, case, source, Path(out), form, deidentified)
 
 
-def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form) -> Written:
+def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form, deidentified: bool = False) -> Written:
     import numpy as np
 
     from medtransfer.io.nifti import is_nifti
@@ -268,7 +272,7 @@ def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form)
         if image.geometry.affine is None:
             raise DataError("a DICOM SEG refers to a DICOM volume", where=case.alias, fix="--as nifti")
         record, path = scan(source, progress=False)[0], out / f"{case.alias}.dcm"
-        made = write_seg(labels, record, path, structures=model.structures) if labels.any() else None
+        made = write_seg(labels, record, path, structures=model.structures, deidentified=deidentified)
         return Written(case.alias, made, volumes)
     if image.geometry.affine is None:
         return Written(case.alias, write_picture(labels, out / f"{case.alias}.png"), volumes)

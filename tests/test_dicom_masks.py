@@ -52,8 +52,9 @@ def test_from_dump_to_segments_and_back(dump, tmp_path):
     assert done.exit_code == 0, done.output
     folder = dump / "study1" / "images"
     made = CliRunner().invoke(
-        cli, ["predict", str(tmp_path / "run"), str(folder), "--as", "seg", "--out", str(tmp_path / "new"), "-q"]
-    )
+        cli, ["predict", str(tmp_path / "run"), str(folder), "--as", "seg", "--out", str(tmp_path / "new"), "-q",
+              "--sr", str(tmp_path / "sr")]
+    )  # fmt: skip
     assert made.exit_code == 0, made.output
     row = next(csv.DictReader(made.output.splitlines()))
     seg = tmp_path / "new" / row["mask"]
@@ -76,6 +77,12 @@ def test_from_dump_to_segments_and_back(dump, tmp_path):
     theirs = pixels_of(seg, sorted(folder.glob("*.dcm")))
     assert {v: int((theirs == v).sum()) for v in (1, 2)} == {v: int((labels == v).sum()) for v in (1, 2)}
     spacing = 1.25 * 0.75 * 2.0 / 1000
+    report = hd.sr.srread(next((tmp_path / "sr").glob("*.dcm")))
+    groups = {g.tracking_identifier: g for g in report.content.get_volumetric_roi_measurement_groups()}
+    measured = {name: group.get_measurements()[0].value for name, group in groups.items()}
+    assert measured == {name: pytest.approx((theirs == v).sum() * spacing, abs=1e-3) for v, name in enumerate(NAMES, 1)}
+    segment = groups["small"].referenced_segment
+    assert segment.referenced_sop_instance_uid == pydicom.dcmread(seg).SOPInstanceUID
     assert float(row["ml:large"]) == pytest.approx((theirs == 1).sum() * spacing, abs=1e-3)
 
 

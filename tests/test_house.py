@@ -19,8 +19,8 @@ ROOMS = [
     "training", "losses", "linear",
     "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "export", "config", "dryrun", "cost", "masks", "masks_external", "pipeline", "bulk", "view",
-    "refine", "share", "phantom", "demo",
+    "external", "contour", "export", "config", "dryrun", "cost", "masks", "masks_external", "pipeline", "reported",
+    "bulk", "view", "refine", "share", "phantom", "demo",
     "cli_predict", "cli_refine", "cli_view", "cli_share", "cli_weights", "cli_pacs", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {

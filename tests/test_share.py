@@ -60,6 +60,18 @@ def test_nothing_that_identifies_goes_into_the_archive(dump, tmp_path, monkeypat
     )
     image = str(dump / FOLDER / "canaryfile_0.dcm")
     before = predict_files(run, [image], progress=False)
+    hd = pytest.importorskip("highdicom", reason="the extra dicom-out is not installed")
+    for option in ((), ("--deidentified",)):
+        folder = tmp_path / f"sr{len(option)}"
+        told = call("predict", run, image, "-q", "--sr", folder, *option)
+        assert told.exit_code == 0, told.output
+        file = next(folder.glob("*.sr.dcm"))
+        groups = {g.tracking_identifier: g for g in hd.sr.srread(file).content.get_image_measurement_groups()}
+        chances = {name: group.get_measurements()[0].value for name, group in groups.items()}
+        assert [f"{p:.6f}" for p in chances.values()] == numbers(before)[0]
+        decided = json.loads((run / "metrics.json").read_text())["threshold"]["by_fold"]["0"]
+        assert groups["1"].get_measurements()[1].value == pytest.approx(decided, abs=1e-6)
+        assert bool(found_in(file.read_bytes())) == (option == ())
     made = call("share", run, "--out", tmp_path / "a.zip", "--json")
     assert made.exit_code == 0, made.output
     facts = json.loads(made.output)

@@ -8,7 +8,8 @@ marks what is special about it:
     <!-- quiet -->          run, but what it prints is not shown
     <!-- exit 3 -->         the last command has to end with this code
 
-and one anywhere in the page, ``<!-- here: phantom -->``, names what its folder holds (see ``here.py``). A YAML block
+and one anywhere in the page, ``<!-- here: phantom -->``, names what its folder holds (see ``here.py``); where a whole
+page needs what no build has, it says ``<!-- no block of this page is run: why -->``. A YAML block
 whose first line is ``# NAME.yaml`` becomes that file; any other block is read as a part of a config.
 """
 
@@ -31,6 +32,7 @@ from typing import Any
 
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^`\n]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S)
 MARK = re.compile(r"<!--\s*(not run: .+?|quiet|exit \d+)\s*-->\s*\Z")
+PAGE = re.compile(r"<!--\s*no block of this page is run: (.+?)\s*-->")
 HERE = re.compile(r"<!--\s*here: ([\w ]+?)\s*-->")
 CODE = {"python", "py", "sh", "bash", "console", "shell", "yaml", "yml"}
 MOST_LINES = 40
@@ -80,11 +82,12 @@ def blocks_of(text: str, page: str) -> list[Block]:
     ['needs a cluster']
     """
     found = []
+    whole = [f"not run: {m[1]}" for m in PAGE.finditer(text)]
     for fence in FENCE.finditer(text):
         language = fence["language"].strip()
         if language not in CODE:
             continue
-        marks, above = [], text[: fence.start()].rstrip("\n")
+        marks, above = [*whole], text[: fence.start()].rstrip("\n")
         while (mark := MARK.search(above)) and above.count("\n", mark.start()) == 0:
             marks.append(mark[1])
             above = above[: mark.start()].rstrip("\n")

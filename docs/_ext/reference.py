@@ -28,7 +28,7 @@ TOP = {
 
 def config_reference() -> str:
     """Every key of a config, as Markdown."""
-    from medtransfer.config import sections
+    from medtransfer.config import _COHORTS, sections
     from medtransfer.fit import fit
 
     top = {**_documented(fit), **{k: ("", v) for k, v in TOP.items()}}
@@ -36,13 +36,9 @@ def config_reference() -> str:
     plain, masks = sections("csv"), sections("csv", "segmentation")
     for name, model in plain.items():
         if name == "cohort":
-            for key, title in (("csv", "a table of files"), ("dicom", "a DICOM dump and a table of labels"),
-                               ("medmnist", "an array file")):  # fmt: skip
-                parts += [
-                    f"## `cohort`: {title}\n",
-                    _source("cohort", key),
-                    _table(sections(key)[name], _doc(name, key)),
-                ]
+            for key in _COHORTS:
+                title = f"## `cohort` with the key `{key}`\n"
+                parts += [title, _source("cohort", key), _table(sections(key)[name], _doc(name, key))]
         else:
             parts += [f"## `{name}`\n", _source(name), _table(model, _doc(name))]
     parts.append("## With `task: segmentation`\n")
@@ -55,10 +51,10 @@ def config_reference() -> str:
 
 def documented_keys() -> dict[str, set[str]]:
     """The keys of every section that have a line of text."""
-    from medtransfer.config import sections
+    from medtransfer.config import _COHORTS, sections
 
     found = {}
-    for kind in ("csv", "dicom", "medmnist"):
+    for kind in _COHORTS:
         for name in sections(kind):
             found[f"{name}/{kind}" if name == "cohort" else name] = set(_doc(name, kind))
     for name in ("plan", "model", "evaluate"):
@@ -69,14 +65,14 @@ def documented_keys() -> dict[str, set[str]]:
 def _owner(section: str, kind: str = "csv") -> Callable[..., Any] | type:
     """The function whose keywords, or the class whose fields, a section is."""
     from medtransfer import Augment, Cohort, Prepare, Recipe, load_model, search, split_by_patient, write_report
-    from medtransfer.config import AuditSettings
+    from medtransfer.config import _COHORTS, AuditSettings
     from medtransfer.contour import judge_masks
     from medtransfer.judge import judge
     from medtransfer.report.author import Author
     from medtransfer.segment import Plan, load_segmenter
     from medtransfer.track import Tracker
 
-    cohort = {"csv": Cohort.from_csv, "dicom": Cohort.from_dicom, "medmnist": Cohort.from_medmnist}
+    cohort = {key: getattr(Cohort, name) for key, name in _COHORTS.items()}
     if kind == "masks" and section in ("plan", "model", "evaluate"):
         return {"plan": Plan, "model": load_segmenter, "evaluate": judge_masks}[section]
     owners: dict[str, Any] = {
@@ -89,26 +85,35 @@ def _owner(section: str, kind: str = "csv") -> Callable[..., Any] | type:
 
 def _doc(section: str, kind: str = "csv") -> Keys:
     """Documented parameters of a section; what only points to another function takes that one's text."""
-    from medtransfer import Cohort, Prepare, load_model
-
     owner = _owner(section, kind)
     found = _documented(owner)
-    elders = {
-        "from_dicom": Cohort.from_csv,
-        "from_medmnist": Cohort.from_csv,
-        "load_segmenter": load_model,
-        "Plan": Prepare,
-    }
-    elder = elders.get(getattr(owner, "__name__", ""))
-    if elder is not None:
+    for elder in _elders(owner):
         theirs = _documented(elder)
-        found = {k: theirs[k] if v[1].startswith(("As in", "Grey values, as in")) and k in theirs else v
-                 for k, v in found.items()}  # fmt: skip
+        theirs |= {"dicomweb": theirs["address"]} if "address" in theirs else {}
+        found |= {k: v for k, v in theirs.items() if found.get(k, ("", "As in"))[1].startswith(POINTERS)}
     if section == "audit":
         found = {"accept": ("", inspect.getdoc(owner) or "")}
     if section == "author":
         found = _asked_of_authors()
     return found
+
+
+POINTERS = ("As in", "As for", "Grey values, as in", "Address and how it is asked, as for")
+
+
+def _elders(owner: Any) -> list[Any]:
+    """Whose texts hold for keywords that a docstring only points to, the nearest first."""
+    from medtransfer import Cohort, Prepare, load_model
+    from medtransfer.pacs.fetch import fetch_scan, find
+    from medtransfer.pacs.server import Server
+
+    return {
+        "from_dicom": [Cohort.from_csv],
+        "from_dicomweb": [fetch_scan, find, Server, Cohort.from_dicom, Cohort.from_csv],
+        "from_medmnist": [Cohort.from_csv],
+        "load_segmenter": [load_model],
+        "Plan": [Prepare],
+    }.get(getattr(owner, "__name__", ""), [])
 
 
 def _asked_of_authors() -> Keys:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import medtransfer
-from medtransfer.pseudonym import keyed, pseudonym
+from medtransfer.pseudonym import keyed, patient_key, pseudonym
 
 REGISTERED = "1.2.840.10008."  # UIDs that the standard itself gives out
 TEXT = {"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"}
@@ -27,7 +27,7 @@ TECHNICAL = frozenset(
     """
     Manufacturer ManufacturerModelName SoftwareVersions ConvolutionKernel SequenceName PulseSequenceName FilterType
     CodeValue LongCodeValue URNCodeValue CodingSchemeDesignator CodingSchemeVersion CodeMeaning StackID RescaleType
-    PositionReferenceIndicator ModalityLUTType LUTExplanation WindowCenterWidthExplanation SegmentLabel TrackingID
+    ModalityLUTType LUTExplanation WindowCenterWidthExplanation SegmentLabel TrackingID
     SegmentAlgorithmName AlgorithmName AlgorithmVersion ImagedNucleus ReceiveCoilName TransmitCoilName
     DimensionDescriptionLabel Radiopharmaceutical RadiopharmaceuticalRoute ReconstructionMethod
     AttenuationCorrectionMethod ScatterCorrectionMethod CollimatorGridName DecayCorrection
@@ -44,7 +44,7 @@ _DUMMIES: dict[str, Any] = {
     "FD": 0.0, "FL": 0.0,
 }  # fmt: skip
 _OWN = ("TextValue", "ContentDescription")
-_TYPE_2 = ("ContentDescription",)  # free text that a segmentation wants, if empty
+_TYPE_2 = ("ContentDescription", "PositionReferenceIndicator")  # free text that must be there, if empty
 _WHOLE = {"US", "SS", "UL", "SL", "UV", "SV", "AT"}
 _BINARY = {"OB", "OW", "OF", "OD", "OL", "OV", "UN"}
 
@@ -115,7 +115,7 @@ def deidentify_dataset(found: Any, options: Options | None = None, *, own_conten
     """
     options = options or Options()
     patient = str(found.get("PatientID") or found.get("StudyInstanceUID") or "")
-    days = -365 - int.from_bytes(keyed("shift", patient, 4), "big") % 3285
+    days = -365 - int.from_bytes(keyed("shift", patient_key(patient), 4), "big") % 3285
     _Rules(options, None if own_content else _words(found), days, own_content).apply(found)
     found.PatientID = found.PatientName = pseudonym("patient", patient)
     found.PatientIdentityRemoved = "YES"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections import Counter
@@ -13,9 +14,9 @@ from typing import Any, Literal
 from medtransfer.deid.dataset import Options, deidentify_dataset
 from medtransfer.errors import ConfigError, DataError, ReadError
 from medtransfer.io.parsed import dataset
+from medtransfer.io.tagwalk import read_header
 from medtransfer.pseudonym import pseudonym
 
-PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 RISKY_MODALITIES = ("US", "IVUS", "ES", "XC", "OT", "SC", "DOC", "GM", "SM", "OP", "ECG", "TG", "BDUS", "BI")
 RISKY_CLASSES = ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.6.", "1.2.840.10008.5.1.4.1.1.3.",
                  "1.2.840.10008.5.1.4.1.1.77.")  # secondary capture, ultrasound, photographs and video  # fmt: skip
@@ -100,8 +101,11 @@ def deidentify(
     if not chosen:
         raise DataError("there is no DICOM image to write", got="; ".join(f"{n} {r}" for r, n in left_out.items()))
     for path in tqdm(chosen, unit="file", desc="deidentify", disable=None if progress else True):
-        _write(path, folder, options)
-    return Deidentified(folder, len(chosen), dict(sorted(left_out.items())))
+        try:
+            _write(path, folder, options)
+        except (ReadError, ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError):
+            left_out["damaged"] += 1
+    return Deidentified(folder, len(chosen) - left_out["damaged"], {k: n for k, n in sorted(left_out.items()) if n})
 
 
 def _listed(files: str | Path | Sequence[str | Path], out: Path) -> list[str]:
@@ -120,10 +124,10 @@ def _listed(files: str | Path | Sequence[str | Path], out: Path) -> list[str]:
 def _judged(path: str) -> str:
     """Why a file cannot go out as it is; '' if it can."""
     try:
-        header = dataset(path, pixels=True)
+        pixels, header = read_header(path).pixel_tag, dataset(path, pixels=False)
     except (ReadError, OSError):
         return "not DICOM"
-    if not any(keyword in header for keyword in PIXELS):
+    if not pixels:
         return "without pixels"
     if not (header.get("SOPInstanceUID") and header.get("SOPClassUID")):
         return "without an instance UID"
@@ -152,17 +156,21 @@ def text_in_pixels(header: Any) -> str:
 
 def _write(path: str, folder: Path, options: Options) -> None:
     from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     found = dataset(path, pixels=True)
     names = [pseudonym(kind, found.get(keyword) or path) for kind, keyword in _UID_OF.items()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values
         deidentify_dataset(found, options)
-        syntax = found.file_meta.TransferSyntaxUID
+        implicit, little = found.original_encoding
+        plain = (ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian) if little else ExplicitVRBigEndian
         meta = FileMetaDataset()
-        meta.TransferSyntaxUID = syntax
+        meta.TransferSyntaxUID = getattr(found, "file_meta", {}).get("TransferSyntaxUID") or plain
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = found.SOPClassUID, found.SOPInstanceUID
         found.file_meta, found.preamble = meta, b"\0" * 128
-        target = folder.joinpath(*names[:3], f"{names[3]}.dcm")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        found.save_as(target, enforce_file_format=True)
+        made = io.BytesIO()
+        found.save_as(made, enforce_file_format=True)
+    target = folder.joinpath(*names[:3], f"{names[3]}.dcm")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(made.getvalue())

@@ -203,7 +203,7 @@ def fetch(server: Server, found: Found, folder: str | Path, *, progress: bool = 
             except (Damaged, Missing) as error:
                 failed[error.what] += sum(one not in arrived for one in batch)
             except PacsUnavailable as error:
-                archive.echo()  # one instance that the archive fails on does not end the rest
+                pace.patiently(archive.echo, attempts=2)  # one instance that the archive fails on does not end the rest
                 failed[f"{error.what}, {error.got}"] += sum(one not in arrived for one in batch)
 
         try:

@@ -15,7 +15,7 @@ from medtransfer.errors import PacsError, PacsUnavailable
 
 T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-_LOGGERS = ("dicomweb_client", "urllib3", "pynetdicom", "pydicom")
+_LOGGERS = ("dicomweb_client", "urllib3", "pynetdicom", "pydicom", "retrying")
 
 
 class Damaged(PacsError):

@@ -118,10 +118,10 @@ class Web:
     def _paced(self, answer: requests.Response) -> Iterator[bytes]:
         """The body, no faster than is allowed, and given up where it only drips."""
         began, waited, count = time.monotonic(), 0.0, 0
-        pieces = answer.iter_content(_PIECE)
+        read = getattr(answer.raw, "read1", answer.raw.read)  # what has come, not what fills a piece
         while True:
             with self._told():
-                piece = next(pieces, b"")
+                piece = read(_PIECE, decode_content=True)
             if not piece:
                 return
             count += len(piece)
@@ -136,6 +136,8 @@ class Web:
     def _told(self) -> Iterator[None]:
         """Errors of the libraries below in this package's words: theirs quote addresses that hold identifiers."""
         from requests import exceptions
+        from urllib3.exceptions import HTTPError as BodyError
+        from urllib3.exceptions import TimeoutError as BodyTimeout
 
         name = self._server.name
         try:
@@ -153,7 +155,7 @@ class Web:
                 "the archive sends the request to another address", where=name,
                 fix="give that address if you trust it; redirects are not followed",
             ) from None  # fmt: skip
-        except exceptions.Timeout:
+        except (exceptions.Timeout, BodyTimeout):
             got = f"nothing for {self._server.timeout_s:g} s"
             raise PacsUnavailable("the archive does not answer", where=name, got=got) from None
         except exceptions.JSONDecodeError:
@@ -164,6 +166,8 @@ class Web:
         except (exceptions.ConnectionError, exceptions.ChunkedEncodingError) as error:
             got = "a refused connection" if "refused" in str(error).lower() else "a connection that broke"
             raise PacsUnavailable("the archive cannot be reached", where=name, got=got) from None
+        except BodyError:
+            raise PacsUnavailable("the archive cannot be reached", where=name, got="a connection that broke") from None
         except exceptions.RequestException as error:
             raise PacsUnavailable("the archive cannot be asked", where=name, got=type(error).__name__) from None
 

@@ -20,7 +20,7 @@ from small_studies import CANARIES, ROOT, write_studies
 from medtransfer.config import Experiment
 from medtransfer.errors import PacsError, PacsRefused
 from medtransfer.masks import predict_into
-from medtransfer.pacs.fetch import fetch, find
+from medtransfer.pacs.fetch import Fetched, fetch, find
 from medtransfer.pacs.send import Sent, objects, send
 from medtransfer.pacs.server import Server
 from medtransfer.pipeline import train
@@ -35,11 +35,8 @@ class Plan:
 
     def __init__(self, archive: Orthanc, kind: str, faults: Sequence[str], requests: int) -> None:
         self.archive, self.kind, self.left = archive, kind, list(faults)
-        self._every, self._count, self._lock = (
-            max(2, requests // (len(faults) + 1)),
-            itertools.count(1),
-            threading.Lock(),
-        )
+        self._every = max(2, requests // (len(faults) + 1))
+        self._count, self._lock = itertools.count(1), threading.Lock()
 
     def __call__(self, method: str, path: str) -> str:
         wanted = method == "POST" if self.kind == "send" else "/instances/" in path
@@ -99,9 +96,11 @@ def round_trip(
                 places = {("127.0.0.1", proxy.port)}
                 server = Server(proxy.web, timeout_s=5, attempts=4)
                 found = find(server, {"Modality": "CT", "PatientID": "CANARYID*"})
-                fetched, told = until_done(
-                    lambda: fetch(server, found, scratch / "in", progress=False).check(), archive
-                )
+
+                def bring(server: Server = server) -> Fetched:
+                    return fetch(server, found, scratch / "in", progress=False).check()
+
+                fetched, told = until_done(bring, archive)
                 faults += proxy.done
             series = sorted(p for p in (scratch / "in").glob("*/*") if p.is_dir())
             made = list(predict_into(scratch / "run", [str(p) for p in series], scratch / "seg", form="seg"))

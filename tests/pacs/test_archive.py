@@ -259,18 +259,17 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_is_whole(filled, source, tmp_pa
     from medtransfer.pacs import fetch as module
 
     found = find(Server(filled.web), ALL)
-    slow = Server(filled.web, megabytes_per_s=0.02)
+    slow = Server(filled.web, megabytes_per_s=0.001)
 
     def interrupt(left, return_when):
         time.sleep(0.5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "wait", interrupt)
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, "wait", interrupt)
         fetch(slow, found, tmp_path / "in", progress=False)
-    assert time.monotonic() - began < 10
-    monkeypatch.undo()
+    assert time.monotonic() - began < 20  # all of it would take 5 times as long
     here = len(list((tmp_path / "in").rglob("*.dcm")))
     rest = fetch(Server(filled.web), found, tmp_path / "in", progress=False).check()
     assert (rest.here, rest.fetched) == (here, 60 - here)
@@ -287,7 +286,7 @@ def test_no_more_bytes_a_second_than_allowed(filled, tmp_path):
 
 def test_a_drip_is_given_up(filled, tmp_path):
     with Faulty(filled.http, lambda _, path: "drip" if "/instances/" in path else "") as proxy:
-        server = Server(proxy.web, timeout_s=0.5, attempts=1, workers=1)
+        server = Server(proxy.web, timeout_s=2, attempts=1, workers=1)
         found = find(server, {"SOPInstanceUID": f"{CANARIES[-1]}.1.2.7"})
         done = fetch(server, found, tmp_path / "in", progress=False)
         assert "too slowly" in next(iter(done.failed))
@@ -346,7 +345,7 @@ def test_passwords_and_certificates(source, tmp_path, monkeypatch, orthanc, capl
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))  # the environment does not decide it
         with pytest.raises(PacsRefused, match="certificate"):
             echo(untrusting)
-        server = Server(private.web, attempts=1, ca_bundle=tmp_path / "cert.pem")
+        server = Server(private.web, ca_bundle=tmp_path / "cert.pem")
         with pytest.raises(PacsRefused, match="credentials"):
             echo(server)
         monkeypatch.setenv(USER, "anna")

@@ -229,7 +229,7 @@ def test_credentials_come_from_the_keyring_of_that_server(monkeypatch):
 def test_what_the_libraries_log_and_warn_is_not_heard(caplog, recwarn, capsys):
     caplog.set_level(logging.DEBUG)
     with hushed():
-        for name in ("dicomweb_client.web", "urllib3.connectionpool", "pynetdicom.assoc", "pydicom"):
+        for name in ("dicomweb_client.web", "urllib3.connectionpool", "pynetdicom.assoc", "pydicom", "retrying"):
             logging.getLogger(name).error("SECRET17")
         warnings.warn("SECRET17", UserWarning, stacklevel=1)
     assert "SECRET17" not in caplog.text + capsys.readouterr().err

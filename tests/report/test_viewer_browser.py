@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,20 @@ class Seen:
             "document.addEventListener('securitypolicyviolation', e => console.warn('refused ' + e.blockedURI))"
         )
         self.page.on("request", lambda r: self.requests.append(r.url))
-        self.page.on("console", lambda m: self.complaints.append(m.text))
+        self.page.on(
+            "console", lambda m: m.text.startswith("[.WebGL") or self.complaints.append(m.text)
+        )  # the driver's
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.goto(path.as_uri(), timeout=PATIENCE)
 
-    def drawn(self) -> NDArray[np.int64]:
-        """The canvas as a reader sees it."""
-        self.page.wait_for_timeout(1500)
-        raw = self.page.locator("#viewer-canvas").screenshot(timeout=PATIENCE)
-        return np.asarray(Picture.open(io.BytesIO(raw)).convert("RGB")).astype(np.int64)
+    def shows(self, wanted: Callable[[NDArray[np.int64]], bool]) -> bool:
+        """Whether the canvas comes to look as wanted: software takes its time to draw."""
+        for _ in range(30):
+            raw = self.page.screenshot(clip=self.page.locator("#viewer-canvas").bounding_box(), timeout=PATIENCE)
+            if wanted(np.asarray(Picture.open(io.BytesIO(raw)).convert("RGB")).astype(np.int64)):
+                return True
+            self.page.wait_for_timeout(1000)
+        return False
 
     def quiet(self, path: Path) -> bool:
         return self.complaints == [] and [r for r in self.requests if not r.startswith("data:")] == [path.as_uri()]
@@ -113,20 +118,15 @@ def test_planes_and_masks_are_drawn_from_the_page_alone(browser: Any, tmp_path: 
     assert seen.page.evaluate("typeof window.niivue") == "undefined"  # nothing runs before it is asked for
     seen.page.click("button[data-scene='0']")
     seen.page.wait_for_selector("#viewer[data-shown='case-1']")
-    both = seen.drawn()
     orange, blue = (230, 159, 0), (86, 180, 233)
-    assert near(both, orange) > 100
-    assert near(both, blue) > 100
-    assert (both.std(axis=(0, 1)) > 20).all()
+    assert seen.shows(lambda p: near(p, orange) > 100 and near(p, blue) > 100 and bool((p.std(axis=(0, 1)) > 20).all()))
     seen.page.uncheck("#viewer-predicted")
-    alone = seen.drawn()
-    assert near(alone, blue) < near(both, blue) / 10
-    assert near(alone, orange) > 100
+    assert seen.shows(lambda p: near(p, blue) < 20 and near(p, orange) > 100)
     seen.page.uncheck("#viewer-reference")
-    assert near(seen.drawn(), orange) < near(both, orange) / 10
+    assert seen.shows(lambda p: near(p, blue) < 20 and near(p, orange) < 20)
     seen.page.check("#viewer-predicted")
     seen.page.select_option("#viewer-planes", "4")
-    assert near(seen.drawn(), blue) > 100  # in 3D
+    assert seen.shows(lambda p: int((p[..., 2] > p[..., 0] + 40).sum()) > 500)  # blue, shaded, in 3D
     seen.page.select_option("#viewer-case", "1")
     seen.page.wait_for_selector("#viewer[data-shown='A study']")
     assert "mm" in seen.page.inner_text("#viewer-place")
@@ -143,10 +143,12 @@ def test_the_planes_have_the_patients_right_on_the_left_as_the_outlines_do(brows
     seen.page.wait_for_selector("#viewer[data-shown]")
     seen.page.select_option("#viewer-planes", "0")  # axial
     seen.page.uncheck("#viewer-predicted")
-    pixels = seen.drawn().mean(axis=-1)
-    columns = np.flatnonzero(pixels.max(axis=0) > 60)
-    middle = pixels.shape[1] / 2
-    assert (columns < middle).mean() > 0.9
+
+    def right_is_left(pixels: NDArray[np.int64]) -> bool:
+        columns = np.flatnonzero((pixels.min(axis=-1) > 60).sum(axis=0) > 50)
+        return len(columns) > 20 and bool((columns < pixels.shape[1] / 2 + 5).all())
+
+    assert seen.shows(right_is_left)
     assert seen.quiet(path), (seen.complaints, seen.requests)
 
 

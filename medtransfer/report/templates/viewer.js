@@ -16,7 +16,7 @@
   let viewer = null, loading = null, shown = -1;
 
   const script = async () => {
-    const packed = document.getElementById("niivue").textContent.trim();
+    const packed = document.getElementById("viewer-script").textContent.trim();
     const bytes = Uint8Array.from(atob(packed), c => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const element = document.createElement("script");
