@@ -24,6 +24,7 @@ from medtransfer.pacs.send import missing_there, objects, send
 from medtransfer.pacs.server import PASSWORD, TOKEN, USER, Server
 
 STUDIES, SLICES = 3, 20
+QUICK = ["reset", "truncate", "corrupt", "401"]
 ALL = {"StudyDate": "20240101-20240131"}
 
 
@@ -145,7 +146,7 @@ out: {tmp_path}
     assert again.resolved(private=True) == experiment.resolved(private=True)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", QUICK + [pytest.param(f, marks=pytest.mark.slow) for f in FAULTS if f not in QUICK])
 def test_each_fault_in_passing_is_overcome_or_named_and_nothing_is_lost(
     fault, filled, source, tmp_path, contacted, caplog
 ):
@@ -230,6 +231,7 @@ def test_an_archive_that_dies_in_the_middle_is_named_and_the_same_call_goes_on(s
     assert same_as_source(tmp_path / "in", source[1]) == 60
 
 
+@pytest.mark.slow
 def test_dimse_from_an_archive_that_dies_in_the_middle(source, tmp_path, orthanc, monkeypatch):
     from medtransfer.pacs.shelf import Shelf
 
@@ -391,7 +393,10 @@ def test_sending_looks_each_object_up_and_sends_none_twice(protocol, source, tmp
         assert len(find(Server(fresh.web), ALL)) == 30
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lost", "503", "500", "stall", "cut", "401"])
+@pytest.mark.parametrize(
+    "fault",
+    ["lost", "401", *(pytest.param(f, marks=pytest.mark.slow) for f in ("refuse", "503", "500", "stall", "cut"))],
+)
 def test_sending_over_faults_loses_and_doubles_nothing(fault, source, tmp_path, orthanc, contacted, caplog):
     caplog.set_level(logging.DEBUG)
     with Orthanc(tmp_path / "fresh") as fresh:
