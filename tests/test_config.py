@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from medtransfer.config import Experiment, keywords, parse, sections
+from medtransfer.config import Experiment, keywords, sections
 from medtransfer.errors import ConfigError
+from medtransfer.yamltext import parse
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 

@@ -144,7 +144,7 @@ def asked(
         return query, None
     table = read_table(ids, sheet=sheet)
     key = column or table.find(on) or on
-    table.require(key)
+    table.require({"column": key})
     wanted = sorted({row[key] for row in table.rows if row[key]})
     if on in _IDS:
         return query or {on: wanted}, (on, wanted)
