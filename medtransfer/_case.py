@@ -136,13 +136,13 @@ def clean_age(text: str) -> str:
 
     Examples
     --------
-    >>> clean_age("061Y"), clean_age("18M"), clean_age("61.5"), clean_age("unknown")
-    ('61', '1.5', '61.5', '')
+    >>> clean_age("061Y"), clean_age("18M"), clean_age("61.5"), clean_age("61,5"), clean_age("unknown")
+    ('61', '1.5', '61.5', '61.5', '')
     """
-    match = re.fullmatch(r"\s*([0-9]{1,3}(?:\.[0-9]+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*([0-9]{1,3}(?:[.,][0-9]+)?)\s*([YMWD]?)\s*", text, re.IGNORECASE)
     if match is None:
         return ""
-    years = float(match[1]) / {"M": 12, "W": 52.18, "D": 365.25}.get(match[2].upper(), 1)
+    years = float(match[1].replace(",", ".")) / {"M": 12, "W": 52.18, "D": 365.25}.get(match[2].upper(), 1)
     return f"{years:.4g}" if years <= 120 else ""
 
 
@@ -168,3 +168,8 @@ def _wrap(array: NDArray[Any]) -> Image:
         rgb=rgb,
         value_range=(float(limits.min), float(limits.max)) if limits else None,
     )
+
+
+def images_of(path: Path) -> tuple[Path, ...]:
+    """The images of a bag: the files of a folder, or the one file."""
+    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

@@ -11,7 +11,8 @@ from medtransfer.errors import CohortError
 
 # Words that mean "not the finding". Exactly one of two classes must be such a word.
 _NEGATIVE = re.compile(
-    r"0|-1|-|n|no|none|false|f|neg|negative|normal|norm|benign|healthy|absent|control|controls|unaffected|clear|"
+    r"0|-1|-|n|no|none|nein|non|false|f|neg|negative|negativ|normal|norm|benign|healthy|gesund|absent|control|controls|"
+    r"unaffected|clear|"
     r"non[-_ ]?.+|not?[-_ ].+|without[-_ ].+|absence[-_ ].+|without|nofinding|"
     r"(negative|normal|healthy)[-_ ].+"
 )

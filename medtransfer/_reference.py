@@ -114,7 +114,8 @@ def _number(cell: str, column: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise CohortError(f"column '{column}' must hold numbers", where=where, got=repr(cell))
+        raise CohortError(f"column '{column}' must hold numbers", where=where, got=repr(cell),
+                          fix="write 0.5, or 0,5 in every row; leave unknown cells empty")  # fmt: skip
     return value
 
 

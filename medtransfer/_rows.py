@@ -49,7 +49,7 @@ def case_ids(table: Table, column: str) -> list[str]:
     """Case ids by row: the column, or the line where there is none."""
     if column not in table.columns:
         if column != "case_id":
-            table.require(column)
+            table.require({"case": column})
         return [f"row {line}" for line in table.lines]
     refuse_blank(table, column, "case")
     first: dict[str, int] = {}
@@ -79,7 +79,10 @@ def complete(table: Table, columns: dict[str, str | tuple[str, ...] | None]) -> 
 def paths(table: Table, rows: list[dict[str, str]], lines: list[int], column: str, root: Path) -> list[Path]:
     """Existing paths from a column, below root unless they are absolute."""
     if not root.is_dir():
-        raise CohortError("the root folder of the images does not exist", where=table.name, fix="name it with root=...")
+        raise CohortError(
+            "the root folder of the images does not exist", where="cohort.root", got=repr(root.name),
+            fix="correct it; it starts from 'data' of the config, or else from the folder where the command runs",
+        )  # fmt: skip
     paths: list[Path] = []
     missing: list[int] = []
     for row, line in zip(rows, lines, strict=True):

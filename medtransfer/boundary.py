@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medtransfer.capacity import at_once
 from medtransfer.dataset import Prepared
 from medtransfer.errors import DataError, MedTransferWarning
 from medtransfer.fastform import Features, features_of
+from medtransfer.memory import available, beside
 from medtransfer.tuned import faster
 
 if TYPE_CHECKING:
@@ -109,11 +111,11 @@ class Boundary:
         if self.whole:
             with torch.inference_mode():
                 self._features = self._features or features_of(self.model, images)
-                pooled = self._features(images).float()
+                pooled = self._features(beside(images))[: len(images)].float()
             pooled = pooled.clone()  # outside: what learns from it needs a tensor that autograd may keep
             return pooled, pooled.new_zeros(len(index), 0)
         with torch.no_grad():
-            pooled, x = self.model.walk(images, self.names)
+            pooled, x = (part[: len(images)] for part in self.model.walk(beside(images), self.names))
         pooled = pooled.float()
         x = x.half() if self.half else x
         if not torch.isfinite(x).all():
@@ -137,11 +139,13 @@ class Boundary:
             return True
         self.views.prepared.load(sorted({i for i, _ in wanted}))
         wanted.sort(key=lambda pair: pair[::-1])
+        case = self.views.images(np.array(wanted[0][:1]), wanted[0][1])
+        batch_size = at_once(self.model, case.shape[1:], self.device, most=batch_size)
         shape = () if self.whole else self._compute(np.array(wanted[0][:1]), wanted[0][1])[1].shape[1:]
         dtype = np.dtype(np.float16 if self.half else np.float32)
         size = len(wanted) * int(np.prod(shape)) * dtype.itemsize if shape else 0
         where = "in memory"
-        if size > MEMORY_BYTES:
+        if size > min(MEMORY_BYTES, available() // 4):
             where = "on disk"
             if size > min(DISK_BYTES, shutil.disk_usage(folder).free * 0.8):
                 warnings.warn(
@@ -189,8 +193,9 @@ def dense(x: Tensor) -> Tensor:
 
 def tail(model: Model, first: int, pooled: Tensor, x: Tensor) -> Tensor:
     """Logits from what :meth:`Boundary.at` gives."""
+    n = len(x)
     if not first:
-        return model(x)  # type: ignore[no-any-return]
+        return model(beside(x))[:n]  # type: ignore[no-any-return]
     if first < len(model.stages):
-        pooled = torch.cat([pooled, model.walk(x, list(model.stages)[first:])[0]], 1)
+        pooled = torch.cat([pooled, model.walk(beside(x), list(model.stages)[first:])[0][:n]], 1)
     return model.head(pooled)  # type: ignore[no-any-return]

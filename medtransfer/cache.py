@@ -90,6 +90,9 @@ class Cache:
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / f"{name}.npy"
 
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).is_file()
+
     def get(self, name: str) -> NDArray[np.generic] | None:
         """The array of that name, or None if it is not here or damaged."""
         path = self._path(name)

@@ -12,7 +12,11 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_pacs import fetch, send
+from medtransfer.cli_predict import predict
 from medtransfer.cli_refine import compare, search
+from medtransfer.cli_share import deidentify, share
+from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
@@ -88,6 +92,14 @@ def _command() -> str:
 
 
 def _print_result(result: Any, as_json: bool) -> None:
+    from medtransfer.folds import FoldDone
+
+    if result is None:
+        return
+    if isinstance(result, FoldDone):
+        told = {"run": str(result.folder), "fold": result.fold, "missing": list(result.missing)}
+        click.echo(json.dumps(told) if as_json else str(result))
+        return
     if as_json:
         click.echo(
             json.dumps(
@@ -149,10 +161,11 @@ def scan(folder: str, as_csv: bool, as_json: bool, quiet: bool) -> None:
 @click.argument("config", type=click.Path())
 @_CHANGES
 @click.option("--dry-run", is_flag=True, help="Check config, data, split and weights; train nothing.")
+@click.option("--fold", type=int, metavar="K", help="Train this fold alone, beside processes that train others.")
 @_JSON
 @_QUIET
 @_verbose
-def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, quiet: bool) -> None:
+def train(config: str, changes: tuple[str, ...], dry_run: bool, fold: int | None, as_json: bool, quiet: bool) -> None:
     """Train, evaluate on held-out patients and write the report: the main job."""
     from medtransfer.config import Experiment
     from medtransfer.dryrun import as_text
@@ -165,7 +178,7 @@ def train(config: str, changes: tuple[str, ...], dry_run: bool, as_json: bool, q
         text = planned.pop("text", None) or as_text(planned)
         click.echo(json.dumps(planned) if as_json else text)
         return
-    _print_result(run_training(experiment, command=_command(), progress=not quiet), as_json)
+    _print_result(run_training(experiment, fold=fold, command=_command(), progress=not quiet), as_json)
 
 
 @cli.command()
@@ -212,31 +225,7 @@ def evaluate(
     gate(results[0].evaluation, at_least)
 
 
-@cli.command()
-@click.argument("run", type=click.Path())
-@click.argument("images", nargs=-1, required=True, type=click.Path())
-@click.option("--out", type=click.Path(), help="CSV file, printed by default; folder of masks for a segmentation.")
-@click.option("--as", "form", type=click.Choice(["nifti", "seg"]), help="Masks as NIfTI (default) or DICOM SEG.")
-@_QUIET
-@_verbose
-def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None, quiet: bool) -> None:
-    """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
-    from medtransfer.export.opened import open_exported
-    from medtransfer.masks import predict_masks
-    from medtransfer.pipeline import predict_files
-
-    model = open_exported(run)
-    if form or model.card.task == "segmentation":
-        click.echo(predict_masks(model, images, out, form="seg" if form == "seg" else "nifti"), nl=False)
-        return
-    text = predict_files(model, images, progress=not quiet)
-    if out is None:
-        click.echo(text, nl=False)
-        return
-    from medtransfer.run import write
-
-    write(Path(out), text)
-    click.echo(f"{len(images)} predictions in {out}")
+cli.add_command(predict)
 
 
 @cli.command()
@@ -246,10 +235,15 @@ def predict(run: str, images: tuple[str, ...], out: str | None, form: str | None
 def report(run: str, quiet: bool) -> None:
     """Write the report of a finished run again."""
     from medtransfer.pipeline import again
+    from medtransfer.share import is_shared, write_redrawn
 
+    if is_shared(run):
+        click.echo(write_redrawn(run))
+        return
     click.echo(again(run, progress=not quiet).report)
 
 
+cli.add_command(view)
 cli.add_command(search)
 cli.add_command(compare)
 
@@ -267,4 +261,8 @@ def export(run: str, to: Any, out: str, fold: int | None) -> None:
     click.echo(export_run(run, out, to=to, fold=fold))
 
 
+cli.add_command(fetch)
+cli.add_command(send)
+cli.add_command(share)
+cli.add_command(deidentify)
 cli.add_command(weights)

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
+from medtransfer.parallel import check_backend
 from medtransfer.predictions import Task
 from medtransfer.report.author import Author
+from medtransfer.yamltext import Keys, as_yaml, parse, read_text, short
 
-_MOST_BYTES, _MOST_NODES = 2**20, 100_000
-_COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
-_PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist")}
-Keys = tuple[str, ...]
+_COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "dicomweb": "from_dicomweb", "medmnist": "from_medmnist"}
+_MASKS = {"csv": "mask", "dicom": "SEG", "dicomweb": "SEG"}  # where masks are, if nothing is said
+_PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist", "folder", "ca_bundle")}
+_HIDDEN = {"cohort": (*_PATHS["cohort"], "dicomweb", "query"), "search": ("storage",), "track": ("mlflow",)}
 
 
 class AuditSettings(BaseModel):
@@ -62,7 +63,7 @@ def keywords(function: Callable[..., object], *, skip: Sequence[str] = ()) -> ty
 def sections(cohort_key: str, task: str | None = None) -> dict[str, type[BaseModel]]:
     """The settings class of each section, for a cohort made from ``cohort_key`` and a task."""
     if task == "segmentation":
-        return _mask_sections()
+        return _mask_sections(cohort_key)
     from medtransfer.augment import Augment
     from medtransfer.cohort import Cohort
     from medtransfer.judge import judge
@@ -92,12 +93,13 @@ def sections(cohort_key: str, task: str | None = None) -> dict[str, type[BaseMod
     }
 
 
-def _mask_sections() -> dict[str, type[BaseModel]]:
+def _mask_sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     """The sections of a segmentation."""
     from medtransfer.contour import given_plan, judge_masks
     from medtransfer.segment.network import load_segmenter
 
-    shared = {k: v for k, v in sections("csv").items() if k in ("cohort", "split", "audit", "recipe", "report")}
+    kept = ("cohort", "split", "audit", "recipe", "report", "track")
+    shared = {k: v for k, v in sections(cohort_key).items() if k in kept}
     own = {"plan": given_plan(), "model": keywords(load_segmenter), "evaluate": keywords(judge_masks, skip=("run",))}
     return shared | own | {"author": Author}
 
@@ -119,6 +121,7 @@ class _Top(BaseModel):
     devices: Annotated[int, Field(ge=1)] = 1
     nodes: Annotated[int, Field(ge=1)] = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    backend: Annotated[str, AfterValidator(check_backend)] = "threads"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 
@@ -181,13 +184,13 @@ class Experiment:
         cohort = values.get("cohort")
         if not isinstance(cohort, dict) or not (keys := [k for k in cohort if k in _COHORTS]):
             raise ConfigError(
-                "the cohort is not named", where=_where(("cohort",), lines, name), got=_short(cohort),
+                "the cohort is not named", where=_where(("cohort",), lines, name), got=short(cohort),
                 fix="cohort: {csv: TABLE, root: FOLDER}, {dicom: FOLDER, labels: TABLE} or {medmnist: FILE}",
             )  # fmt: skip
         masks = values.get("task") == "segmentation"
-        if masks and keys[0] != "csv":
+        if masks and keys[0] == "medmnist":
             raise ConfigError(
-                "a segmentation takes its images and masks from a table", got=keys[0],
+                "a segmentation takes its images and masks from a table, or a dump", got=keys[0],
                 where=_where(("cohort", keys[0]), lines, name), fix="cohort: {csv: TABLE, root: FOLDER, mask: COLUMN}",
             )  # fmt: skip
         kinds = sections(keys[0], "segmentation" if masks else None)
@@ -201,7 +204,7 @@ class Experiment:
         if getattr(top, "structures", None) is not None and not masks:
             raise ConfigError("structures belong to masks", where=_where(("structures",), lines, name),
                               got=f"task {top_task}", fix="task: segmentation")  # fmt: skip
-        implied = {"cohort": {"mask": "mask"}, "model": {"weights": "random/unet"}} if masks else {}
+        implied = {"cohort": {"mask": _MASKS[keys[0]]}, "model": {"weights": "random/unet"}} if masks else {}
         for section, kind in kinds.items():
             given = values.get(section)
             if section == "augment" and isinstance(given, str):
@@ -212,7 +215,7 @@ class Experiment:
                 settings[section] = None
                 continue
             if not isinstance(given, dict | None):
-                raise ConfigError("a section is a mapping", where=_where((section,), lines, name), got=_short(given))
+                raise ConfigError("a section is a mapping", where=_where((section,), lines, name), got=short(given))
             settings[section] = _make(kind, implied.get(section, {}) | (given or {}), (section,), lines, name)
         return cls(name, top, settings, keys[0], values)
 
@@ -248,80 +251,15 @@ class Experiment:
             elif model is not None:
                 out[section] = model.model_dump(mode="json", exclude_none=True)
         if not private:
-            for section, keys in _PATHS.items():
-                out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
-            for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
-                if key in out.get(section, {}):
-                    out[section][key] = "(private)"
+            for section, keys in _HIDDEN.items():  # paths, and addresses and ids
+                if section in out:
+                    out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )
         else:
             out |= {"out": self.top.out, "data": self.top.data}
-        return _yaml(out)
-
-
-def read_text(path: Path) -> str:
-    """Text of a config file, refused where it is missing, too large or not UTF-8."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            "the config cannot be read", where=path.name, got=error.strerror, fix="correct the path"
-        ) from error
-    if len(raw) > _MOST_BYTES:
-        raise ConfigError("this is too large for a config", where=path.name, got=f"{len(raw):,} bytes")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError("the config is not UTF-8 text", where=path.name) from error
-
-
-def parse(text: str, name: str) -> tuple[dict[str, Any], dict[Keys, str]]:
-    """Values of a YAML text and the line of every key."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        node = yaml.compose(io.StringIO(text))
-        if _count(node) > _MOST_NODES:
-            raise ConfigError(
-                "the aliases of the YAML expand to too much", where=name, fix="write the config without aliases"
-            )
-        values = YAML(typ="safe", pure=True).load(io.StringIO(text))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = str(error.problem or error.context or "not YAML").split("\n")[0]
-        raise ConfigError("this is not valid YAML", where=f"{name} line {line}", got=problem) from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError("this is not valid YAML", where=name, got=str(error).split("\n")[0][:120]) from error
-    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
-        raise ConfigError("a config is a mapping of sections", where=name, got=_short(values))
-    lines: dict[Keys, str] = {}
-    _lines(node, (), lines, name)
-    return values, lines
-
-
-def _count(node: Any, seen: dict[int, int] | None = None) -> int:
-    """Nodes after all aliases are expanded, without expanding them."""
-    seen = {} if seen is None else seen
-    if id(node) in seen:
-        return seen[id(node)]
-    seen[id(node)] = _MOST_NODES  # an alias of itself is too much
-    value = getattr(node, "value", None)
-    members: list[Any] = []
-    if isinstance(value, list):
-        members = [m for item in value for m in (item if isinstance(item, tuple) else (item,))]
-    seen[id(node)] = min(2 * _MOST_NODES, 1 + sum(_count(m, seen) for m in members))
-    return seen[id(node)]
-
-
-def _lines(node: Any, at: Keys, lines: dict[Keys, str], name: str) -> None:
-    for key, value in node.value if type(node).__name__ == "MappingNode" else ():
-        path = (*at, str(key.value))
-        lines[path] = f"{name} line {key.start_mark.line + 1}"
-        _lines(value, path, lines, name)
+        return as_yaml(out)
 
 
 def _change(values: dict[str, Any], lines: dict[Keys, str], change: str) -> None:
@@ -356,7 +294,7 @@ def _make(kind: type[BaseModel], given: dict[str, Any], at: Keys, lines: dict[Ke
         where = f"{_where(path, lines, name)}, {'.'.join([*at, *loc[:1]])}"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            message[0].lower() + message[1:], where=where, got=_short(first.get("input")), fix="correct the value"
+            message[0].lower() + message[1:], where=where, got=short(first.get("input")), fix="correct the value"
         ) from None
     except TypeError as error:
         raise ConfigError("keys are words", where=_where(at, lines, name), got=str(error)) from None
@@ -382,18 +320,3 @@ def _where(path: Keys, lines: dict[Keys, str], name: str) -> str:
     while path and path not in lines:
         path = path[:-1]
     return lines.get(path, name)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return "nothing" if value is None else text if len(text) < 80 else text[:77] + "..."
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    from ruamel.yaml import YAML
-
-    yaml, text = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(values, text)
-    return text.getvalue()

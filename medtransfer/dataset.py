@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from medtransfer.cache import Cache, file_digest, fingerprint
 from medtransfer.errors import MedTransferError, MedTransferWarning, PrepareError
 from medtransfer.image import Image
+from medtransfer.parallel import in_threads, spread
 from medtransfer.prepare import Prepare
 
 if TYPE_CHECKING:
@@ -85,19 +85,25 @@ class Prepared:
         if self._kept is not None and self._ready[index]:
             kept: NDArray[np.float32] = self._kept[index]
             return kept
-        case = self.cases[index]
+        return self._joined([array for _, array in self._named(index)])
+
+    def _named(self, index: int) -> list[tuple[str, NDArray[np.float32]]]:
+        """The prepared images of a case, each with its name in the cache, empty where it has none."""
+        return [self._image(piece) for piece in (self.cases[index].pieces() if self.most else [self.cases[index]])]
+
+    def _joined(self, found: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         if not self.most:
-            return self._image(case)
-        images = np.stack([self._image(piece) for piece in case.pieces()], axis=1)
+            return found[0]
+        images = np.stack(found, axis=1)
         whole = np.full((images.shape[0], self.most, *images.shape[2:]), np.nan, np.float32)
         whole[:, : images.shape[1]] = images
         return whole
 
-    def _image(self, case: Readable) -> NDArray[np.float32]:
+    def _image(self, case: Readable) -> tuple[str, NDArray[np.float32]]:
         digest = content(case) if self.cache is not None else None
         name = fingerprint(CACHE_FORMAT, digest, self.prepare.model_dump_json()) if digest else ""
         if name and self.cache is not None and (found := self.cache.get(name)) is not None:
-            return found.astype(np.float32, copy=False)
+            return name, found.astype(np.float32, copy=False)
         try:
             array = self.prepare(case.read(), where=case.alias)
         except MedTransferError:
@@ -106,7 +112,7 @@ class Prepared:
             raise PrepareError("the image does not fit into memory", where=case.alias) from error
         if name and self.cache is not None:
             self.cache.put(name, array)
-        return array
+        return name, array
 
     def load(self, indices: Sequence[int]) -> None:
         """Prepare cases ahead, as many at a time as there are workers, into memory or at least into the cache."""
@@ -129,8 +135,7 @@ class Prepared:
             )
             self.cache = None
 
-        def keep(index: int) -> None:
-            array = self.one(index)
+        def keep(index: int, array: NDArray[np.float32]) -> None:
             if array.shape != first.shape:
                 raise PrepareError(
                     "images differ in their channels",
@@ -142,19 +147,35 @@ class Prepared:
                 self._kept[index] = array
                 self._ready[index] = True
 
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            jobs = pool.map(keep, wanted) if self.workers else map(keep, wanted)
-            for _ in tqdm(
-                jobs,
-                total=len(wanted),
-                desc=f"prepare, {size / 2**20:,.0f} MiB",
-                unit="case",
-                disable=None if self.progress else True,
-            ):
-                pass
+        def receive(index: int, found: list[tuple[str, NDArray[np.float32]]]) -> None:
+            for name, array in found:
+                if name and self.cache is not None and name not in self.cache:  # it was made beside another cache
+                    self.cache.put(name, array)
+            keep(index, self._joined([array for _, array in found]))
+
+        made: Iterator[object]
+        if in_threads():  # each is put where it belongs as soon as it is there
+            made = spread(lambda index: keep(index, self.one(index)), wanted, workers=self.workers)
+        else:
+            alone = [Prepared([self.cases[i]], self.prepare, cache=self.cache, progress=False) for i in wanted]
+            made = map(receive, wanted, spread(_elsewhere, alone, workers=self.workers))
+        with tqdm(total=len(wanted), desc=f"prepare, {size / 2**20:,.0f} MiB", unit="case",
+                  disable=None if self.progress else True) as bar:  # fmt: skip
+            for _ in made:
+                bar.update()
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Prepared images of these cases as one tensor ``[n, channels, ...]``."""
         import torch
 
         return torch.from_numpy(np.stack([self.one(int(i)) for i in indices]))
+
+
+def _elsewhere(alone: Prepared) -> list[tuple[str, NDArray[np.float32]]]:
+    """The prepared images of a cohort of one case, in whatever process this is."""
+    return alone._named(0)
+
+
+def prepare_ahead(cases: Sequence[Readable], prepare: Prepare, *, workers: int, progress: bool) -> None:
+    """Prepare cases into the cache, from which whoever needs them reads, where :func:`computing` says."""
+    Prepared(cases, prepare, cache=Cache(), workers=workers, progress=progress).load(range(len(cases)))

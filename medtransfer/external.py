@@ -147,6 +147,19 @@ def evaluate_external(
     return _evaluated(found, point, calibrator, subgroups, facts, prevalences, bootstrap, seed)
 
 
+def check_share(share: float) -> None:
+    """Refuse what is no share of the patients.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not 0 < share < 1:
+        meant = f"{share / 100:g} for {share:g} %" if 1 < share < 100 else "0.3 for 30 %"
+        raise ConfigError("a share of the patients lies between 0 and 1", where="--recalibrate", got=f"{share:g}",
+                          fix=meant)  # fmt: skip
+
+
 def recalibrated(found: Evaluation, share: float, *, subgroups: Sequence[str] = (), seed: int = 0) -> Evaluation:
     """Recalibrate locally: fit on a share of the external patients, evaluate on all others, before and after.
 
@@ -165,8 +178,7 @@ def recalibrated(found: Evaluation, share: float, *, subgroups: Sequence[str] = 
     Evaluation
         Of the other patients; its ``estimates`` are before, its ``recalibrated`` after.
     """
-    if not 0 < share < 1:
-        raise ConfigError("a share lies between 0 and 1", where="--recalibrate", got=share)
+    check_share(share)
     p = found.predictions
     if p.task != "classification":
         raise ConfigError("only classes can be recalibrated", where="--recalibrate", got=p.task, fix="leave it out")

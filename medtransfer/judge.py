@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from medtransfer.controls import Control
 from medtransfer.controls import controls as control_predictions
@@ -25,9 +26,16 @@ EVERY_CONTROL: tuple[Control, ...] = (
 )  # fmt: skip
 FEWEST_FOR_A_CURVE = 40  # training cases
 Share = Annotated[float, Field(gt=0, lt=1)]
-Rule = Annotated[
-    str, Field(pattern=r"^(youden|(sensitivity|specificity)>=(0?\.\d+|1(\.0+)?)|cost=\d+(\.\d+)?|0?\.\d+)$")
-]
+_RULES = re.compile(r"youden|(sensitivity|specificity)>=(0?\.\d+|1(\.0+)?)|cost=\d+(\.\d+)?|0?\.\d+")
+
+
+def _rule(text: str) -> str:
+    if not _RULES.fullmatch(text):
+        raise ValueError("a threshold is youden, sensitivity>=0.9, specificity>=0.9, cost=5, or a number such as 0.35")
+    return text
+
+
+Rule = Annotated[str, AfterValidator(_rule)]
 
 
 def judge(

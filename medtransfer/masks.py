@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from medtransfer.cohort import Case, Cohort
 from medtransfer.config import Experiment
 from medtransfer.errors import ConfigError, DataError, MetricError
 from medtransfer.export.opened import Exported, open_exported
+from medtransfer.folds import FoldDone
 from medtransfer.run import read_state, write, write_json
 from medtransfer.split import Split
 
@@ -79,9 +81,12 @@ def planned(experiment: Experiment, cohort: Cohort, split: Split) -> dict[str, A
 
 
 def train(
-    experiment: Experiment, cohort: Cohort, split: Split, *, command: str = "", progress: bool = True
-) -> MaskResult:
+    experiment: Experiment, cohort: Cohort, split: Split, *, fold: int | None = None, command: str = "",
+    progress: bool = True,
+) -> MaskResult | FoldDone:  # fmt: skip
     """Audit, plan, train, evaluate on the held-out patients, write the report; going on after an interruption.
+
+    With ``fold`` that fold is trained and nothing more.
 
     Raises
     ------
@@ -91,6 +96,7 @@ def train(
     from medtransfer.audit import audit
     from medtransfer.contour import names_of
     from medtransfer.segment.train import train_segmentation
+    from medtransfer.track import track
 
     started = time.monotonic()
     out, top = Path(experiment.top.out), experiment.top
@@ -98,6 +104,9 @@ def train(
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     job = job_of(experiment, cohort, split)
+    if progress and job.capacity is not None and (job.capacity.changed or sys.stderr.isatty()):
+        print(f"memory: {job.capacity}", file=sys.stderr)
+    tracker = track(out, **experiment.arguments("track"))
     run = train_segmentation(
         job.model,
         cohort,
@@ -109,8 +118,12 @@ def train(
         seed=top.seed,
         device=_device(experiment),
         precision=_precision(experiment),
+        fold=fold,
         progress=progress,
+        watch=tracker,
     )
+    if fold is not None:
+        return FoldDone.of(out, fold, len(split.folds), last="finish.json")
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
     known: dict[str, Any] = run.record()
@@ -131,7 +144,10 @@ def train(
             | {"frozen": [s for s in stages if s not in learned]},
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: SegmentationRun, experiment: Experiment, *, started: float = math.nan) -> MaskResult:
@@ -158,8 +174,9 @@ def again(experiment: Experiment, folder: Path, cohort: Cohort) -> MaskResult:
 
 
 def predict_masks(
-    folder: str | Path | Exported, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti"
-) -> str:
+    folder: str | Path | Exported, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti",
+    deidentified: bool = False,
+) -> str:  # fmt: skip
     """Write masks of new images into a folder; a CSV of what was written, with volumes in millilitres.
 
     Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
@@ -181,7 +198,7 @@ def predict_masks(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "case", "mask", *(f"ml:{n}" for n in names)])
-    for number, made in enumerate(predict_into(model, images, out, form=form), start=1):
+    for number, made in enumerate(predict_into(model, images, out, form=form, deidentified=deidentified), start=1):
         volumes = [f"{made.volumes_ml[n]:.3f}" if made.volumes_ml else "" for n in names]
         writer.writerow([number, made.case, made.path.name if made.path else "", *volumes])
     return text.getvalue()
@@ -189,7 +206,7 @@ def predict_masks(
 
 @dataclass(frozen=True)
 class Written:
-    """A mask: the case's pseudonym, its file (an empty one makes no DICOM SEG), and the volume of each structure."""
+    """A mask: the case's pseudonym, its file, and the volume of each structure."""
 
     case: str
     path: Path | None
@@ -197,8 +214,9 @@ class Written:
 
 
 def predict_into(
-    folder: str | Path | Exported, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
-) -> Iterator[Written]:
+    folder: str | Path | Exported, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu",
+    deidentified: bool = False,
+) -> Iterator[Written]:  # fmt: skip
     """Masks for new images, each on the grid of its source; all folds speak together.
 
     Parameters
@@ -211,6 +229,8 @@ def predict_into(
         Folder for ``<pseudonym>.nii.gz``, ``.dcm`` or, for images without a place in space, ``.png``.
     form : {'nifti', 'seg'}
         ``seg`` writes DICOM SEG objects, for DICOM sources only.
+    deidentified : bool
+        See :func:`medtransfer.out.seg.write_seg`.
 
     Raises
     ------
@@ -219,35 +239,40 @@ def predict_into(
     DataError
         Where a DICOM SEG is asked for what is not DICOM.
     """
+    from medtransfer.out.names import write_names
+
     model = open_exported(folder, device=device)
+    if form == "nifti":
+        write_names(out, model.structures)
     for text in images:
         source = Path(text)
         case = Case(str(source.resolve()), str(source.resolve()), source)
-        yield _write_one(model, case, source, Path(out), form)
+        yield _write_one(model, case, source, Path(out), form, deidentified)
 
 
-def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form) -> Written:
+def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form, deidentified: bool = False) -> Written:
     import numpy as np
 
     from medtransfer.io.nifti import is_nifti
     from medtransfer.io.scan import scan
     from medtransfer.out.nifti import write_mask
     from medtransfer.out.seg import write_seg
+    from medtransfer.segment.room import read_image
 
     if form == "seg" and (source.is_file() and is_nifti(source)):
         raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
-    image = case.read()
+    image = read_image(case)
     labels = model.segment(image, where=case.alias)
     spacing = image.geometry.spacing_mm
     volumes = None
     if spacing is not None and labels.ndim == 3:
-        counts = np.bincount(labels.ravel(), minlength=len(model.structures) + 1)
+        counts = np.sum([np.bincount(plane.ravel(), minlength=len(model.structures) + 1) for plane in labels], axis=0)
         volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(model.structures, 1)}
     if form == "seg":
         if image.geometry.affine is None:
             raise DataError("a DICOM SEG refers to a DICOM volume", where=case.alias, fix="--as nifti")
         record, path = scan(source, progress=False)[0], out / f"{case.alias}.dcm"
-        made = write_seg(labels, record, path, structures=model.structures) if labels.any() else None
+        made = write_seg(labels, record, path, structures=model.structures, deidentified=deidentified)
         return Written(case.alias, made, volumes)
     if image.geometry.affine is None:
         return Written(case.alias, write_picture(labels, out / f"{case.alias}.png"), volumes)
@@ -328,7 +353,10 @@ def _comparison(record: dict[str, Any], own: Sequence[Row], gaps: Sequence[Row],
     drawn = forest([(f"{name}: {structure}", row["dice"]) for name, structure, row in gaps], 0.0)
     names = [k for k in ("dice", "nsd", "hd95", "assd", "iou") if not (uneven and k == "nsd")]
     page = environment().get_template("compare_masks.html")
-    return page.render(found=record, own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style)
+    return page.render(
+        found=record, first=record["baseline"], resamples=record["bootstrap"]["resamples"],
+        own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style,
+    )  # fmt: skip
 
 
 def _device(experiment: Experiment) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from medtransfer import masks
 from medtransfer.cohort import Cohort
-from medtransfer.config import Experiment, parse, read_text, sections
+from medtransfer.config import Experiment, sections
 from medtransfer.errors import ConfigError, GateError
 from medtransfer.export.opened import Exported, open_exported
+from medtransfer.folds import FoldDone
+from medtransfer.masks_external import external_name, validate_masks
 from medtransfer.metrics.names import LABELS
+from medtransfer.parallel import computing
 from medtransfer.run import Run, make_folder, read_state, write, write_private
 from medtransfer.split import Split, split_by_patient
+from medtransfer.yamltext import parse, read_text
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
@@ -39,11 +42,16 @@ class Result:
 def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: bool = True) -> Cohort:
     """The cohort of a config; ``store`` keeps the scan of a dump for the next time."""
     arguments = experiment.arguments("cohort")
+    if experiment.top.task == "segmentation":
+        arguments["covariates"] = (*arguments["covariates"], *(experiment.settings["evaluate"].beside or ()))
     if experiment.cohort_key == "csv":
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":
         return Cohort.from_medmnist(**arguments)
-    return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
+    if experiment.cohort_key == "dicomweb":
+        return Cohort.from_dicomweb(**arguments, progress=progress)
+    with computing(experiment.top.backend):
+        return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
 
 
 def make_split(experiment: Experiment, cohort: Cohort) -> Split:
@@ -73,7 +81,8 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
-    from medtransfer.dryrun import cache_sizes
+    from medtransfer.cost import cost_of_training
+    from medtransfer.dryrun import cache_sizes, memory_of
     from medtransfer.fit import check_fit
     from medtransfer.reasons import reasons
 
@@ -87,6 +96,11 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     check_fit(model, cohort, prepare, recipe, split)
     first = cohort.cases[0].pieces()[0]
     shape = prepare(first.read(), where=first.alias).shape
+    augment, top = experiment.settings["augment"], experiment.top
+    cost = cost_of_training(
+        model, cohort, split, prepare, recipe, augment, workers=top.workers, processes=top.devices * top.nodes,
+        robustness=experiment.settings["evaluate"].robustness and not cohort.bags,
+    )  # fmt: skip
     return {
         "cohort": repr(cohort),
         "parts": {k: len(v) for k, v in split.parts().items()},
@@ -95,14 +109,28 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "prepared": list(shape),
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
-        "caches": cache_sizes(model, recipe, experiment.settings["augment"], split, shape, len(cohort)),
+        "caches": cache_sizes(model, recipe, augment, split, shape, len(cohort)),
+        "memory": memory_of(model, recipe, shape, masks._device(experiment), len(cohort)),
         "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
+        "cost": cost.to_record(),
         "out": experiment.top.out,
     }
 
 
-def train(experiment: Experiment, *, command: str = "", progress: bool = True) -> Result | masks.MaskResult:
+def train(
+    experiment: Experiment, *, fold: int | None = None, command: str = "", progress: bool = True
+) -> Result | masks.MaskResult | FoldDone | None:
     """Train, evaluate on the held-out patients, write the report; going on where an earlier call was interrupted.
+
+    Parameters
+    ----------
+    fold : int or None
+        Train this fold only; a call without it, once all folds are trained, evaluates and writes the report.
+
+    Returns
+    -------
+    Result, MaskResult, FoldDone or None
+        None in all processes but the first where several train one run.
 
     Raises
     ------
@@ -110,7 +138,9 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         The first thing that is wrong with the config, the data, the weights or the folder.
     """
     from medtransfer.audit import audit
+    from medtransfer.dataset import prepare_ahead
     from medtransfer.fit import fit
+    from medtransfer.team import concludes
     from medtransfer.track import track
 
     started = time.monotonic()
@@ -118,12 +148,17 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     split = make_split(experiment, cohort)
     if experiment.top.task == "segmentation":
-        return masks.train(experiment, cohort, split, command=command, progress=progress)
+        return masks.train(experiment, cohort, split, fold=fold, command=command, progress=progress)
     model = make_model(experiment, cohort)
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     recipe = make_recipe(experiment, model, len(split.folds[0].train))
     tracker = track(out, **experiment.arguments("track"))
+    if experiment.top.backend != "threads":
+        with computing(experiment.top.backend):
+            prepare_ahead(
+                cohort.cases, experiment.settings["prepare"], workers=experiment.top.workers, progress=progress
+            )
     run = fit(
         model,
         cohort,
@@ -139,9 +174,14 @@ def train(experiment: Experiment, *, command: str = "", progress: bool = True) -
         strategy=experiment.top.strategy,
         precision=experiment.top.precision,
         workers=experiment.top.workers,
+        fold=fold,
         progress=progress,
         watch=tracker,
     )
+    if not concludes():
+        return None
+    if fold is not None:
+        return FoldDone.of(out, fold, len(split.folds), last="model.safetensors")
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)
     write(out / "config.yaml", experiment.resolved())
     known = run.record()
@@ -221,7 +261,7 @@ def again(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool =
 
 def external_cohort(
     experiment: Experiment,
-    run: Run,
+    classes: Sequence[str] | None,
     table: str | None,
     *,
     root: str | None = None,
@@ -229,10 +269,12 @@ def external_cohort(
     labels: str | None = None,
     progress: bool = True,
 ) -> Cohort:
-    """The cohort of an external validation, its classes those of the run.
+    """The cohort of an external validation.
 
     Parameters
     ----------
+    classes : sequence of str or None
+        Those of the run; None for masks.
     table : path or None
         A table of images, whose columns are called as in training; or a YAML file with a ``cohort`` section.
     root : path or None
@@ -254,7 +296,8 @@ def external_cohort(
         known = sections(key)["cohort"].model_fields
         section = {k: v for k, v in experiment.raw["cohort"].items() if k in known and k not in sources}
         section |= {"csv": table, "root": root or "."} if dicom is None else {"dicom": dicom, "labels": labels}
-    section.setdefault("classes", list(run.cohort.classes))
+    if classes is not None:
+        section.setdefault("classes", list(classes))
     return load_cohort(experiment.with_cohort(section, name="the external cohort"), progress=progress)
 
 
@@ -271,7 +314,7 @@ def validate(
     changes: tuple[str, ...] = (),
     command: str = "",
     progress: bool = True,
-) -> list[Result]:
+) -> Sequence[Result | masks.MaskResult]:
     """External validation of a finished run, reported in ``external-<name>`` of its folder.
 
     Returns
@@ -280,12 +323,25 @@ def validate(
         With ``recalibrate`` a second one, of the external patients that were not recalibrated on.
     """
     from medtransfer.audit import audit
-    from medtransfer.external import evaluate_external, recalibrated
+    from medtransfer.external import check_share, evaluate_external, recalibrated
     from medtransfer.report import write_report
 
+    if recalibrate is not None:
+        check_share(recalibrate)  # before anything is read
+    called = external_name(name, str(table or dicom))
+    if masks.segments(folder):
+        if recalibrate is not None:
+            raise ConfigError("masks have no probabilities to recalibrate", where="--recalibrate", fix="leave it out")
+        asked_again = any(c.split("=")[0].strip().startswith("evaluate.beside") for c in changes)
+        experiment = stored_experiment(folder, changes=changes if asked_again else (*changes, "evaluate.beside=null"))
+        known = load_cohort(stored_experiment(folder), progress=progress)
+        cohort = external_cohort(experiment, None, table, root=root, dicom=dicom, labels=labels, progress=progress)
+        cohort = replace(cohort, name=called)
+        return [validate_masks(folder, experiment, known, cohort, accept=accept, command=command, progress=progress)]
     run, experiment = reopen(folder, changes=changes, progress=progress)
-    cohort = external_cohort(experiment, run, table, root=root, dicom=dicom, labels=labels, progress=progress)
-    called = re.sub(r"[^A-Za-z0-9_-]+", "-", name or Path(str(table or dicom)).stem).strip("-") or "cohort"
+    cohort = external_cohort(
+        experiment, run.cohort.classes, table, root=root, dicom=dicom, labels=labels, progress=progress
+    )
     cohort = replace(cohort, name=called)
     findings = audit(cohort, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
@@ -327,11 +383,11 @@ def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progr
     import csv
     import io
 
-    from medtransfer.cohort import Case
+    from medtransfer.cohort import Case, images_of
     from medtransfer.dataset import Prepared
 
     model = open_exported(folder)
-    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), _images(Path(i)) if model.card.bag else Path(i))
+    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), images_of(Path(i)) if model.card.bag else Path(i))
              for i in images]  # fmt: skip
     prepared = Prepared(cases, model.card.preparation(), progress=progress)
     found = model.says(prepared, range(len(cases)), progress=progress)
@@ -341,8 +397,3 @@ def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progr
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
         writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
     return text.getvalue()
-
-
-def _images(path: Path) -> tuple[Path, ...]:
-    """The images of a bag: the files of a folder, or the one file."""
-    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

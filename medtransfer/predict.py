@@ -29,19 +29,33 @@ def probabilities(
 
     The result does not depend on ``batch_size`` beyond rounding.
     """
-    import torch
     from tqdm import tqdm
 
-    from medtransfer.heads import task_probabilities
+    from medtransfer.capacity import at_once
 
-    said = task_probabilities(model.description.task)
     prepared.load(indices)
     model = model.to(device).eval()
     indices, parts = list(indices), []
+    if indices:
+        batch_size = at_once(model, prepared.one(indices[0]).shape, device, most=batch_size)
     bar = tqdm(total=len(indices), desc="predict", unit="case", disable=None if progress else True)
-    with torch.inference_mode(), bar:
+    with bar:
         for start in range(0, len(indices), batch_size):
-            batch = prepared.batch(indices[start : start + batch_size]).to(device)
-            parts.append(said(model(batch).double()).cpu().numpy())
+            batch = [prepared.one(i) for i in indices[start : start + batch_size]]
+            parts.append(speak(model, np.stack(batch), device=device))
             bar.update(len(batch))
     return np.concatenate(parts) if parts else np.zeros((0, model.description.classes))
+
+
+def speak(model: Model, images: NDArray[np.float32], *, device: torch.device | str = "cpu") -> NDArray[np.float64]:
+    """What a model in evaluation mode says of prepared images ``[n, channels, ...]``: ``[n, classes]``."""
+    import torch
+
+    from medtransfer.heads import task_probabilities
+    from medtransfer.memory import beside
+
+    with torch.inference_mode():
+        batch = torch.from_numpy(images).to(device)
+        logits = model(beside(batch))[: len(batch)].double()
+        said: NDArray[np.float64] = task_probabilities(model.description.task)(logits).cpu().numpy()
+        return said

@@ -29,14 +29,17 @@ def search_config(
     Without a storage the trials stand in ``search.log`` beside the run, from which a stopped search goes on.
     """
     from medtransfer.search import search
+    from medtransfer.track import track
 
     out = Path(experiment.top.out)
     settings = _settings(experiment, trials, minutes, storage)
+    tracker = track(out, **experiment.arguments("track"))
     cohort = load_cohort(experiment, store=make_folder(out) / "scan.json", progress=progress)
     found = search(
         make_model(experiment, cohort), cohort, make_split(experiment, cohort),
         experiment.settings["prepare"], out=out / "search", augment=experiment.settings["augment"],
-        default=experiment.settings["recipe"], seed=experiment.top.seed, progress=progress, **settings,
+        default=experiment.settings["recipe"], seed=experiment.top.seed, progress=progress,
+        watch=None if tracker is None else tracker.trial, **settings,
     )  # fmt: skip
     write_json(out / "search.json", found.to_record())
     return found

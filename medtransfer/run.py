@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 import medtransfer
 from medtransfer.cache import Cache, fingerprint, write_atomically
+from medtransfer.claims import create
 from medtransfer.cohort import Cohort
 from medtransfer.dataset import Prepared
 from medtransfer.errors import RunError
@@ -274,8 +275,10 @@ def begin(folder: Path, asked: dict[str, Any], cohort: Cohort, split: Split) -> 
         return bool(state.get("status") == "complete")
     write_private(folder / "private" / "ids.csv", cohort)
     split.save(folder / "split.json")
-    write_json(folder / "run.json", {"format": 1, "identity": identity, "status": "running", "asked": plain})
-    return False
+    state = {"format": 1, "identity": identity, "status": "running", "asked": plain}
+    if create(folder / "run.json", json.dumps(state, indent=1, sort_keys=True) + "\n"):
+        return False
+    return begin(folder, asked, cohort, split)  # another process has just begun it
 
 
 def finish(folder: Path) -> None:

@@ -117,6 +117,7 @@ def search(
     accelerator: str = "auto",
     progress: bool = True,
     propose: Propose | None = None,
+    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Found:
     """Search by inner patient-grouped folds of a training part; neither validation nor test is seen.
 
@@ -149,6 +150,8 @@ def search(
         Of a busy core, for the estimate of energy.
     propose : function of (trial, default) or None
         The recipe of an optuna trial; None tries methods, rates, where learning starts, and what learns.
+    watch : function or None
+        Is given each trial of this process when it has ended: number, state, parameters, loss and seconds.
 
     Notes
     -----
@@ -194,6 +197,12 @@ def search(
         trial.set_user_attr("losses", [round(float(v), 6) for v in found])
         return float(found.mean())
 
+    def tell(_: Any, trial: Any) -> None:
+        if watch is not None and "candidate" in trial.user_attrs:
+            candidate = Candidate.of(trial.user_attrs["candidate"])
+            watch({"number": trial.number, "state": trial.state.name.lower(), "loss": trial.value,
+                   "seconds": trial.user_attrs.get("seconds"), "parameters": candidate.parameters()})  # fmt: skip
+
     states = optuna.trial.TrialState
     if not any(t.user_attrs.get("default") and t.state != states.FAIL for t in study.trials):
         study.enqueue_trial({}, user_attrs={"default": True})
@@ -203,13 +212,13 @@ def search(
             objective,
             n_trials=left,
             timeout=None if minutes is None else 60 * minutes,
-            callbacks=[optuna.study.MaxTrialsCallback(trials + 1, states=done)],
+            callbacks=[tell, optuna.study.MaxTrialsCallback(trials + 1, states=done)],
             catch=(ConfigError, DataError),  # a candidate that cannot be trained is no result
             show_progress_bar=progress,
         )
     if not any(t.user_attrs.get("default") and t.state == states.COMPLETE for t in study.trials):
         study.enqueue_trial({}, user_attrs={"default": True})  # another process has begun it and is not through
-        study.optimize(objective, n_trials=1)
+        study.optimize(objective, n_trials=1, callbacks=[tell])
     return _found([t for t in study.trials if t.state in done], inner, usual, watts, seed)
 
 

@@ -89,7 +89,13 @@ class Strategies:
             for r in self.rows
         ]
         counts = {"cases": self.cases, "patients": self.patients}
-        return {"metric": self.metric, "rows": rows, "verdict": self.verdict, "counts": counts}
+        return {
+            "metric": self.metric,
+            "rows": rows,
+            "verdict": self.verdict,
+            "counts": counts,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         width = max(len(r.name) for r in self.rows)
@@ -100,7 +106,15 @@ class Strategies:
         for r in self.rows:
             gain = "" if r.gain is None else str(r.gain)
             lines.append(f"{r.name:<{width}}  {r.value!s:<22} {gain:<26} {_p(r.p_holm):<9} {NAMES.get(r.name, '')}")
-        return "\n".join([*lines, self.verdict])
+        return "\n".join([*lines, *self.notes, self.verdict])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be compared, and why."""
+        if any(r.name == METADATA for r in self.rows):
+            return ()
+        return (f"'{METADATA}' is not compared: the cohort has no covariate with more than one value "
+                "(cohort.covariates: [age, sex] names columns of the table)",)  # fmt: skip
 
 
 def recipes(n: int) -> dict[str, Recipe]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medtransfer.errors import CohortError
 
 _MISSING = {"", "na", "n/a", "nan", "null", "<na>", "#n/a"}  # not "none", which may name a class
+_COMMA = re.compile(r"[+-]?([0-9]+|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,62 @@ class Table:
         plain = {_plain(c): c for c in reversed(self.columns)}
         return next((plain[_plain(n)] for n in names if _plain(n) in plain), None)
 
-    def require(self, *columns: str) -> None:
-        """Refuse a table that lacks a column, naming the nearest one it has."""
+    def require(self, columns: Mapping[str, str | Sequence[str] | None]) -> None:
+        """Refuse a table that lacks a column, naming the nearest one it has and the key of the cohort that says which.
+
+        Parameters
+        ----------
+        columns : mapping of str to str, sequence of str or None
+            Key -> the column, or columns, that it names.
+        """
         import difflib
 
+        for key, named in columns.items():
+            for column in [named] if isinstance(named, str) else named or ():
+                if column not in self.columns:
+                    near = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.5)
+                    says = f"cohort.{key} says which column holds it"
+                    raise CohortError(
+                        f"there is no column '{column}'",
+                        where=self.name,
+                        got=f"columns {', '.join(self.columns)}",
+                        fix=f"did you mean '{near[0]}'? {says}" if near else says,
+                    )
+
+    def with_points(self, columns: Sequence[str], *, strict: bool = False) -> Table:
+        """The table with numbers such as ``0,5``, as spreadsheets write them in many languages, as ``0.5``.
+
+        A column is changed where all its cells are such numbers or whole ones.
+
+        Parameters
+        ----------
+        columns : sequence of str
+            Those that may hold numbers.
+        strict : bool
+            Refuse a column in which ``1,234`` may be a thousand or a little more than one; else it stays as it is.
+
+        Examples
+        --------
+        >>> table = Table("t.csv", ("ml",), ({"ml": "0,5"}, {"ml": "1.250,25"}, {"ml": "3"}), (2, 3, 4))
+        >>> [row["ml"] for row in table.with_points(["ml"]).rows]
+        ['0.5', '1250.25', '3']
+        """
+        changed: dict[str, list[str]] = {}
         for column in columns:
-            if column not in self.columns:
-                near = difflib.get_close_matches(column, self.columns, n=1, cutoff=0.5)
+            cells = [row[column] for row in self.rows]
+            commas = [c for c in cells if "," in c]
+            if not commas or not all(_COMMA.fullmatch(c) or _WHOLE.fullmatch(c) for c in cells if c):
+                continue
+            if not all(_THOUSANDS.fullmatch(c) for c in commas):
+                changed[column] = [c.replace(".", "").replace(",", ".") if "," in c else c for c in cells]
+            elif strict:
+                line = self.lines[cells.index(commas[0])]
                 raise CohortError(
-                    f"there is no column '{column}'",
-                    where=self.name,
-                    got=f"columns {', '.join(self.columns)}",
-                    fix=f"did you mean '{near[0]}'?" if near else "name the column that holds it",
-                )
+                    f"whether the comma in column '{column}' ends the whole number or groups thousands is not clear",
+                    where=f"{self.name} line {line}", got=repr(commas[0]), fix="write numbers with a decimal point",
+                )  # fmt: skip
+        rows = tuple(row | {c: cells[i] for c, cells in changed.items()} for i, row in enumerate(self.rows))
+        return replace(self, rows=rows) if changed else self
 
 
 def read_table(path: str | Path, *, sheet: str | int = 0) -> Table:
@@ -119,7 +167,7 @@ def _text(path: Path) -> list[tuple[int, list[str]]]:
             what = "the table is not UTF-8 text"
             raise CohortError(what, where=path.name, fix="save it as 'CSV UTF-8' or as .xlsx") from None
     header = text.lstrip().split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(";\t,", key=header.count))
     try:
         return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:

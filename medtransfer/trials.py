@@ -44,6 +44,11 @@ class Candidate:
         """What :meth:`to_record` gave."""
         return cls(Recipe(**record["recipe"]), tuple(record["size"]), record["backbone"])
 
+    def parameters(self) -> dict[str, Any]:
+        """By the words of a config, without what is left open."""
+        found = {f"recipe.{k}": v for k, v in self.recipe.model_dump().items() if v is not None}
+        return found | {"prepare.size": self.size} | ({"model.weights": self.backbone} if self.backbone else {})
+
     def against(self, other: Candidate) -> str:
         """What differs from another candidate, in the words of a config.
 

@@ -255,8 +255,10 @@ def test_what_is_given_changes_the_rest_of_the_plan():
     small = resolve(found, {"patch": (24, 24, 8)})
     assert small.patch == (24, 24, 8)
     assert all(p % np.prod([s[i] for s in small.strides]) == 0 for i, p in enumerate(small.patch))
+    flat = resolve(found, {"patch": (24, 24)})  # the slices of the volumes
+    assert (flat.dims, flat.patch, flat.spacing_mm) == (2, (24, 24), (1, 1))
     with pytest.raises(ConfigError):
-        resolve(found, {"patch": (24, 24)})
+        resolve(found, {"patch": (24, 24, 24, 24)})
     with pytest.raises(ConfigError):
         resolve(found, {"spacing_mm": (1, 1)})
 

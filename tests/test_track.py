@@ -88,3 +88,40 @@ def test_packages_are_extras(tmp_path, monkeypatch):
     with pytest.raises(MissingPackage, match=r"medtransfer\[mlflow\]"):
         track(tmp_path, mlflow="mlruns")
     assert track(tmp_path) is None
+
+
+def test_trials_of_a_search_are_nested_beside_the_folds(tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    pytest.importorskip("optuna", reason="the extra hpo is not installed")
+    from medtransfer.search import search
+
+    cohort, store = blobs(60), tmp_path / "mlruns"
+    tracker = Tracker(tmp_path / "run", mlflow=str(store), name="ward")
+    (tmp_path / "run").mkdir()
+    search(load_model("random/resnet18", until="layer1"), cohort, split_by_patient(cohort), Prepare(
+        size=40, scale="range"), out=tmp_path / "run" / "search", trials=1, folds=2, progress=False,
+        propose=lambda trial, default: Recipe(method="logistic", class_weights=0.5), watch=tracker.trial)  # fmt: skip
+    client = mlflow.MlflowClient(tracking_uri=store.as_uri())
+    runs = client.search_runs([client.get_experiment_by_name("ward").experiment_id])
+    by_name = {r.data.tags["mlflow.runName"]: r for r in runs}
+    assert sorted(by_name) == ["run", "trial-0", "trial-1"]
+    for k in range(2):
+        trial = by_name[f"trial-{k}"]
+        assert trial.data.tags["mlflow.parentRunId"] == by_name["run"].info.run_id
+        assert trial.data.params["recipe.method"] == "logistic"
+        assert trial.data.metrics["loss"] > 0
+    assert by_name["trial-1"].data.params["recipe.class_weights"] == "0.5"
+
+
+def test_processes_that_train_folds_share_one_parent(tmp_path):
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    store, out = tmp_path / "mlruns", tmp_path / "run"
+    out.mkdir()
+    entry = {"epoch": 0, "train_loss": 0.5, "seconds": 1.0}
+    first, second = (Tracker(out, mlflow=str(store)) for _ in range(2))
+    first(entry | {"fold": 0})
+    second(entry | {"fold": 1})
+    first(entry | {"fold": 2})
+    known = json.loads((out / "track.json").read_text())["runs"]
+    assert sorted(known) == ["", "fold-0", "fold-1", "fold-2"]
+    assert len(set(known.values())) == 4

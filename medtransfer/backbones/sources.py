@@ -127,11 +127,22 @@ def find(
         from medtransfer.backbones.hub import timm_weights
 
         return timm_weights(name)
+    raise _nothing(name)
+
+
+def _nothing(name: str) -> WeightsError:
+    """That there are no such weights, with the nearest name."""
+    import difflib
+
     known = [w.name for w in stored()]
-    raise WeightsError(
+    names = [*known, *embedded(), *(f"{s}/{a}" for s in ("imagenet", "random") for a in ARCHITECTURES)]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return WeightsError(
         f"there are no weights '{name}'",
+        where="model.weights",
         got=f"{', '.join(known) if known else 'nothing imported'}",
-        fix="register a local file with 'medtransfer weights import', or start untrained with 'random/<architecture>'",
+        fix=(f"did you mean '{near[0]}'? or " if near else "")
+        + "register a local file with 'medtransfer weights import', or start untrained with 'random/<architecture>'",
     )
 
 
@@ -139,7 +150,7 @@ def _embedded(name: str) -> Weights:
     """The record of weights that lie in the package; see ``docs/embedded.md`` for how they were made."""
     records = embedded()
     if name not in records:
-        raise WeightsError(f"there are no weights '{name}'", got=f"embedded are {', '.join(records)}")
+        raise _nothing(name)
     verify(records[name])
     return records[name]
 

@@ -73,7 +73,7 @@ def _metadata(card: Card) -> dict[str, Any]:
     said = {"type": card.output, "format": "segmentation" if card.task == "segmentation" else "classification",
             "num_channels": card.outputs, "spatial_shape": list(card.shape[1:]) if card.task == "segmentation" else [1],
             "dtype": "float32", "value_range": [] if card.task == "regression" else [0, 1], "is_patch_data": False,
-            "channel_def": {str(k): v for k, v in enumerate(names)}}  # fmt: skip
+            "channel_def": {str(number): name for number, name in enumerate(names)}}  # fmt: skip
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -158,9 +158,9 @@ def _grey(settings: dict[str, Any], channels: int) -> dict[str, Any]:
 def _classes(card: Card) -> dict[str, Any]:
     prepare = card.preparation()
     order = slice(None) if prepare.dims == 2 else slice(None, None, -1)
-    spacing = None if prepare.spacing_mm is None else list(prepare.spacing_mm[order])
+    spacing = None if prepare.spacing_mm is None else list(prepare.spacing_mm)[order]
     extra = {
-        "size": list(prepare.size[order]), "spacing": spacing, "linear": _LINEAR, "shifted": _SHIFTED, "axis": _AXIS,
+        "size": list(prepare.size)[order], "spacing": spacing, "linear": _LINEAR, "shifted": _SHIFTED, "axis": _AXIS,
         "grid": _GRID, "inferer": {"_target_": "SimpleInferer"}, "postprocessing": None,
         "handlers": [{
             "_target_": "ClassificationSaver", "output_dir": "@output_dir", "filename": "predictions.csv",

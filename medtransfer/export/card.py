@@ -121,7 +121,7 @@ def card_of(run: Path, description: Description, folds: list[int]) -> Card:
     """The card of a finished run, for the models of these folds."""
     asked = read_state(run)["asked"]
     weights = {k: v for k, v in description.weights.items() if k != "file"} | {"architecture": description.arch}
-    known = {"folds": len(folds), "weights": weights, "environment": environment()}
+    known: dict[str, Any] = {"folds": len(folds), "weights": weights, "environment": environment()}
     if asked.get("task") == "segmentation":
         finish = json.loads((run / f"fold-{folds[0]}" / "finish.json").read_text(encoding="utf-8"))
         plan = asked["plan"]

@@ -103,6 +103,7 @@ class Graph:
         options.log_severity_level = 3
         if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
             options.intra_op_num_threads = int(threads)
+        failures: tuple[type[Exception], ...] = (OSError, *_errors())
         try:
             self.session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
             text = self.session.get_modelmeta().custom_metadata_map[KEY]
@@ -111,7 +112,7 @@ class Graph:
                 "the ONNX file has no card: it says nothing of preparation and classes", where=path.name,
                 fix="medtransfer export RUN --to onnx",
             ) from None  # fmt: skip
-        except (OSError, *_errors()) as error:
+        except failures as error:
             raise RunError(
                 "the ONNX file is missing or damaged", where=path.name, got=type(error).__name__,
                 fix="export the run again",

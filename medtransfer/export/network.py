@@ -52,7 +52,7 @@ class Answering(nn.Module):
         x = trunk.model_slices(image)
         flat = x.flatten(0, 1)
         if not self.bag:
-            items = trunk(flat).reshape(x.shape[0], x.shape[1], -1)
+            items: Tensor = trunk(flat).reshape(x.shape[0], x.shape[1], -1)
             return items if trunk.weighed else items.mean(1)
         absent = flat.flatten(1)[:, :1].isnan()  # computed like the others and then left out: a graph has no gaps
         rows = trunk(torch.where(flat.isnan(), 0.0, flat))

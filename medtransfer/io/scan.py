@@ -9,7 +9,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +19,7 @@ from medtransfer.io.findings import Finding
 from medtransfer.io.header import Header, path_pseudonym
 from medtransfer.io.record import SeriesRecord, dicom_records
 from medtransfer.io.tagwalk import read_header
+from medtransfer.parallel import in_threads, spread
 
 __all__ = ["Finding", "Scan", "SeriesRecord", "scan"]
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -132,7 +132,8 @@ def scan(
     progress : bool
         Show a progress bar where there is a terminal.
     workers : int or None
-        Threads that read headers; None for one while files come fast, and several from slow storage.
+        Threads that read headers; None for one while files come fast, and several from slow storage. Under
+        :func:`medtransfer.parallel.computing` processes, or those of a cluster.
     store : path or None
         File that keeps the result; it is reused while no file has changed.
 
@@ -283,6 +284,9 @@ Result = Header | Path | tuple[str, Finding | None]
 def _results(files: list[str], workers: int | None) -> Iterator[list[Result]]:
     """Results in chunks; by threads where the storage is slow enough that waiting together helps."""
     chunks = [files[i : i + 64] for i in range(0, len(files), 64)]
+    if not in_threads():
+        yield from spread(_read_chunk, chunks, workers=workers or os.cpu_count() or 1)
+        return
     while chunks and workers != 1:
         began = time.perf_counter()
         first = _read_chunk(chunks[0])
@@ -290,8 +294,7 @@ def _results(files: list[str], workers: int | None) -> Iterator[list[Result]]:
         yield first
         chunks = chunks[1:]
         if workers or waiting:
-            with ThreadPoolExecutor(workers or 8) as pool:
-                yield from pool.map(_read_chunk, chunks)
+            yield from spread(_read_chunk, chunks, workers=workers or 8)
             return
     yield from map(_read_chunk, chunks)
 

@@ -85,12 +85,9 @@ def draw(
     svg = re.sub(r'\b(id=")', rf"\1{name}-", svg)
     svg = re.sub(r'(url\(#|xlink:href="#)', rf"\1{name}-", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg class="{kind}" viewBox="\1" role="img" aria-label="{escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">',
-        svg,
-        count=1,
-    )
+    told = f'role="img" aria-label="{escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>')
+    svg = head.sub(lambda m: f'<svg class="{kind}" viewBox="{m[1]}" {told}>', svg, count=1)  # alt may hold backslashes
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg.replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace("xlink:href", "href")
