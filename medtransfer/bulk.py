@@ -17,19 +17,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from medtransfer.cache import fingerprint
 from medtransfer.claims import LEASE_S, create, divide
 from medtransfer.cohort import Case, images_of
+from medtransfer.cost import LOOKED_AT, Cost, Stage, evenly, preparing, speaking
 from medtransfer.errors import ConfigError, MedTransferError, RunError
 from medtransfer.masks import Form, predict_into, segments
 from medtransfer.pseudonym import pseudonym
-from medtransfer.run import make_folder, read_state, write
+from medtransfer.run import load_checkpoint, make_folder, read_state, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,6 +133,41 @@ def predict_shared(
     table = folder / "predictions.csv"
     write(table, _csv([["row", "case", *_head(state), "problem"], *rows]))
     return Shared(table, len(rows), sum(bool(row[-1]) for row in rows), len(own))
+
+
+def cost_of_predicting(run: str | Path, studies: Sequence[str | Path], *, workers: int = 2) -> Cost:
+    """Time of predicting studies with a finished run by one process, from a few of them.
+
+    Raises
+    ------
+    ConfigError
+        Where there is no study.
+    DataError
+        Where none of those looked at can be read.
+    """
+    from medtransfer.prepare import Prepare
+
+    run = Path(run)
+    asked, paths = read_state(run)["asked"], [Path(p) for p in studies]
+    if not paths:
+        raise ConfigError("there is no study to predict", fix="name images, or --list FILE")
+    looked_at = [paths[i] for i in evenly(range(len(paths)), LOOKED_AT)]
+    if segments(run):
+        return Cost((Stage("read, segment, write", len(paths), _timed_masks(run, looked_at[:3])),), len(looked_at[:3]))
+    cases = [Case(str(p), str(p), images_of(p) if asked.get("bag") else p) for p in looked_at]
+    stages, arrays = preparing(cases, Prepare(**asked["prepare"]), len(paths), workers, reads=1)
+    models = [load_checkpoint(f).eval() for f in sorted(run.glob("fold-*/model.safetensors"))]
+    return Cost((*stages, Stage("predict", len(paths), speaking(models, arrays))), len(arrays))
+
+
+def _timed_masks(run: Path, paths: Sequence[Path]) -> tuple[float, ...]:
+    seconds = []
+    with TemporaryDirectory() as out:
+        for path in paths:
+            began = time.perf_counter()
+            list(predict_into(run, [str(path)], out))
+            seconds.append(time.perf_counter() - began)
+    return tuple(seconds)
 
 
 def read_list(path: str | Path) -> list[Path]:
@@ -244,7 +282,6 @@ class _Classes:
 
         from medtransfer.dataset import Prepared
         from medtransfer.predict import speak
-        from medtransfer.run import load_checkpoint
 
         self.models = self.models or [load_checkpoint(f).eval() for f in self.files]
         several = bool(self.asked.get("bag"))

@@ -94,6 +94,8 @@ def _command() -> str:
 def _print_result(result: Any, as_json: bool) -> None:
     from medtransfer.folds import FoldDone
 
+    if result is None:
+        return
     if isinstance(result, FoldDone):
         told = {"run": str(result.folder), "fold": result.fold, "missing": list(result.missing)}
         click.echo(json.dumps(told) if as_json else str(result))

@@ -36,7 +36,7 @@ def predict(
     quiet: bool,
 ) -> None:
     """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
-    from medtransfer.bulk import predict_shared, read_list
+    from medtransfer.bulk import cost_of_predicting, predict_shared, read_list
     from medtransfer.export.opened import open_exported
     from medtransfer.masks import predict_masks
     from medtransfer.pipeline import predict_files
@@ -47,8 +47,6 @@ def predict(
     if queue and (sr or deidentified):
         raise click.UsageError("--sr and --deidentified do not go with --queue.")
     if dry_run:
-        from medtransfer.cost import cost_of_predicting
-
         click.echo(cost_of_predicting(run, studies))
         return
     if queue:

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from medtransfer.errors import ConfigError
-from medtransfer.parallel import Backend
+from medtransfer.parallel import check_backend
 from medtransfer.predictions import Task
 from medtransfer.report.author import Author
 from medtransfer.yamltext import Keys, as_yaml, parse, read_text, short
@@ -121,7 +121,7 @@ class _Top(BaseModel):
     devices: Annotated[int, Field(ge=1)] = 1
     nodes: Annotated[int, Field(ge=1)] = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    backend: Backend = "threads"
+    backend: Annotated[str, AfterValidator(check_backend)] = "threads"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
 
 

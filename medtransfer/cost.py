@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,12 +154,12 @@ def cost_of_training(
     from medtransfer.robustness import CHANGES
     from medtransfer.team import threads
 
-    index = _spread(split.folds[0].train, LOOKED_AT)
-    stages, arrays = _preparing([cohort.cases[i] for i in index], prepare, len(cohort), workers)
+    index = evenly(split.folds[0].train, LOOKED_AT)
+    stages, arrays = preparing([cohort.cases[i] for i in index], prepare, len(cohort), workers)
     val, test = (sum(len(f.parts()[k]) for f in split.folds) for k in (1, 2))
     with threads(processes):
         stages += _learning(model, arrays, split, recipe, augment, processes)
-        answering = _speaking([model], arrays)
+        answering = speaking([model], arrays)
     changes = sum(len(levels) for _, levels, _ in CHANGES.values()) if robustness else 0
     changed = min(test, 200 if prepare.dims == 2 else 40) * (changes + 1) if changes else 0
     stages += [Stage("predict val and test", val + test, answering)]
@@ -168,32 +167,13 @@ def cost_of_training(
     return Cost(tuple(stages), len(arrays), "controls, maps, intervals and the report come on top")
 
 
-def cost_of_predicting(run: str | Path, studies: Sequence[str | Path], *, workers: int = 2) -> Cost:
-    """Time of predicting studies with a finished run of classes or numbers, from a few of them.
-
-    Raises
-    ------
-    DataError
-        Where none of those looked at can be read.
-    """
-    from medtransfer.cohort import images_of
-    from medtransfer.run import load_checkpoint, read_state
-
-    asked = read_state(Path(run))["asked"]
-    paths = [Path(studies[i]) for i in _spread(range(len(studies)), LOOKED_AT)]
-    cases = [Case(str(p), str(p), images_of(p) if asked.get("bag") else p) for p in paths]
-    stages, arrays = _preparing(cases, Prepare(**asked["prepare"]), len(studies), workers, reads=1)
-    models = [load_checkpoint(f).eval() for f in sorted(Path(run).glob("fold-*/model.safetensors"))]
-    return Cost((*stages, Stage("predict", len(studies), _speaking(models, arrays))), len(arrays))
-
-
-def _spread(of: Sequence[int], most: int) -> list[int]:
+def evenly(of: Sequence[int], most: int) -> list[int]:
     """At most so many, evenly spaced."""
     places = np.unique(np.linspace(0, len(of) - 1, min(most, len(of))).round().astype(int))
     return [of[i] for i in places]
 
 
-def _preparing(
+def preparing(
     cases: Sequence[Case], prepare: Prepare, n: int, workers: int, *, reads: int = 2
 ) -> tuple[list[Stage], list[Array]]:
     """Time of reading and preparing with as many threads as will be; the audit reads once more."""
@@ -218,8 +198,8 @@ def _preparing(
     if not found:
         raise DataError("none of the cases looked at can be read", got=f"{len(cases)} cases")
     side_by_side = (time.perf_counter() - began) / sum(f[0] + f[1] for f in found)
-    gain = min(1.0, side_by_side)
-    reading, making = tuple(f[0] * gain for f in found), tuple(f[1] * gain for f in found)
+    share = min(1.0, side_by_side)
+    reading, making = tuple(f[0] * share for f in found), tuple(f[1] * share for f in found)
     return [Stage("read", reads * n, reading), Stage("prepare", n, making)], [f[2] for f in found]
 
 
@@ -306,7 +286,8 @@ def _step(
         return learnt, _measured(lambda: tail(model, frozen, pooled, x), len(images))
 
 
-def _speaking(models: Sequence[Model], arrays: Sequence[Array]) -> tuple[float, ...]:
+def speaking(models: Sequence[Model], arrays: Sequence[Array]) -> tuple[float, ...]:
+    """Seconds a case of all these models."""
     import torch
 
     models, images = [copy.deepcopy(m).eval() for m in models], _images(arrays)

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Annotated, TypeVar
-
-from pydantic import AfterValidator
+from typing import TypeVar
 
 from medtransfer.errors import ConfigError, MissingPackage, require
 
@@ -28,9 +26,6 @@ def check_backend(text: str) -> str:
     if name not in NAMES or (address and name in NAMES[:2]):
         raise ValueError("a backend is threads, loky, dask=ADDRESS or ray=ADDRESS")
     return text
-
-
-Backend = Annotated[str, AfterValidator(check_backend)]
 
 
 @contextmanager

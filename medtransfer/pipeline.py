@@ -119,13 +119,18 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
 
 def train(
     experiment: Experiment, *, fold: int | None = None, command: str = "", progress: bool = True
-) -> Result | masks.MaskResult | FoldDone:
+) -> Result | masks.MaskResult | FoldDone | None:
     """Train, evaluate on the held-out patients, write the report; going on where an earlier call was interrupted.
 
     Parameters
     ----------
     fold : int or None
         Train this fold only; a call without it, once all folds are trained, evaluates and writes the report.
+
+    Returns
+    -------
+    Result, MaskResult, FoldDone or None
+        None in all processes but the first where several train one run.
 
     Raises
     ------
@@ -135,6 +140,7 @@ def train(
     from medtransfer.audit import audit
     from medtransfer.dataset import prepare_ahead
     from medtransfer.fit import fit
+    from medtransfer.team import concludes
     from medtransfer.track import track
 
     started = time.monotonic()
@@ -172,6 +178,8 @@ def train(
         progress=progress,
         watch=tracker,
     )
+    if not concludes():
+        return None
     if fold is not None:
         return FoldDone.of(out, fold, len(split.folds), last="model.safetensors")
     write(out / "private" / "config.yaml", experiment.resolved(private=True), mode=0o600)

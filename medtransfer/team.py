@@ -92,6 +92,13 @@ class Team:
         return self.fabric.device  # type: ignore[no-any-return]
 
 
+def concludes() -> bool:
+    """Whether this process, of those that trained one run together, is the one that evaluates and reports."""
+    import torch.distributed as peers
+
+    return not (peers.is_available() and peers.is_initialized()) or peers.get_rank() == 0
+
+
 @contextmanager
 def threads(processes: int) -> Iterator[None]:
     """As many threads as this process may use cores, its peers on this machine counted.

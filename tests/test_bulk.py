@@ -173,3 +173,25 @@ def test_two_thousand_studies_by_two_processes_that_are_killed(run, tmp_path):
     assert not any(r[-1] for r in rows[1:])
     alone = predict_shared(folder, read_list(tmp_path / "list.txt"), tmp_path / "alone", progress=False)
     assert alone.table.read_bytes() == (together / "predictions.csv").read_bytes()
+
+
+def test_the_command(run, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from medtransfer.cli import cli
+
+    folder, images = run
+    (tmp_path / "list.txt").write_text("".join(f"{p}\n" for p in images))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    call = CliRunner()
+    asked = ["predict", str(folder), "--list", str(tmp_path / "list.txt")]
+    told = call.invoke(cli, [*asked, "--dry-run"])
+    assert told.exit_code == 0, told.output
+    assert "measured on 6 cases" in told.output
+    assert not (tmp_path / "q").exists()
+    done = call.invoke(cli, [*asked, str(tmp_path / "bad.png"), "--queue", str(tmp_path / "q"), "-q"])
+    assert done.exit_code == 0, done.output
+    assert "25 studies, 1 of them with a problem" in done.output
+    again = call.invoke(cli, ["predict", str(folder), "--queue", str(tmp_path / "q"), "-q"])
+    assert "0 computed by this process" in again.output
+    assert call.invoke(cli, ["predict", str(folder)]).exit_code == 2

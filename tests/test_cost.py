@@ -7,7 +7,8 @@ import pytest
 from small_cohorts import blobs
 
 from medtransfer import Augment, Cohort, Prepare, Recipe, fit, load_model, split_by_patient
-from medtransfer.cost import Cost, Stage, cost_of_predicting, cost_of_training, say_s
+from medtransfer.bulk import cost_of_predicting
+from medtransfer.cost import Cost, Stage, cost_of_training, say_s
 from medtransfer.errors import DataError
 
 

@@ -108,3 +108,17 @@ def test_a_fold_that_another_process_trains_is_refused_by_name(tmp_path):
         fit(*settings, out=tmp_path / "run", fold=0, progress=False)
     with pytest.raises(ConfigError, match=r"--fold.*no such fold.*0 to 1"):
         fit(*settings, out=tmp_path / "run", fold=2, progress=False)
+
+
+@pytest.mark.slow
+def test_of_processes_that_train_together_one_evaluates(study):
+    """As examples/torchrun_multinode.sbatch does it, on one machine."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "medtransfer"]
+    settings = ["--set", "devices=2", "--set", "accelerator=cpu", "--set", "split={val: 0.2, test: 0.25}", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, "train", "config.yaml", "-q", *settings], cwd=study, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"metrics"') == 1
+    assert (study / "run" / "report.html").is_file()
+    assert json.loads((study / "run" / "run.json").read_text())["status"] == "complete"
