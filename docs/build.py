@@ -2,6 +2,7 @@
 
 python docs/build.py                 everything, as `make docs`
 python docs/build.py tutorial.md     run the code of these pages only
+python docs/build.py --report-picture runs/demo/report.html    remake the picture in the README
 """
 
 from __future__ import annotations
@@ -69,11 +70,16 @@ def main() -> int:
     parser.add_argument("pages", nargs="*", help="run the code of these pages only, and build nothing")
     parser.add_argument("--keep-code", action="store_true", help="take the outputs of the last run")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--report-picture", type=Path, metavar="PAGE", help="photograph this report for the README")
     asked = parser.parse_args()
     started = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS / "_ext"), os.environ.get("PYTHONPATH", "")])
     MADE.mkdir(exist_ok=True)
+    if asked.report_picture:
+        import pictures
+
+        return int(not pictures.photograph(asked.report_picture, DOCS / "report.png", (1180, 1500)))
     if asked.pages:
         outcomes = run_pages([DOCS / p if (DOCS / p).is_file() else ROOT / p for p in asked.pages], asked.workers)
         return int(any(o["status"] == "failed" for o in outcomes))

@@ -30,8 +30,9 @@ def config_reference() -> str:
     """Every key of a config, as Markdown."""
     from medtransfer.config import _COHORTS, sections
     from medtransfer.fit import fit
+    from medtransfer.parallel import computing
 
-    top = {**_documented(fit), **{k: ("", v) for k, v in TOP.items()}}
+    top = {**_documented(fit), **_documented(computing), **{k: ("", v) for k, v in TOP.items()}}
     parts = ["## Keys outside the sections\n", _table(_top(), top)]
     plain, masks = sections("csv"), sections("csv", "segmentation")
     for name, model in plain.items():
