@@ -1,6 +1,7 @@
 # make demo : set up, then run the whole way on an embedded phantom cohort
 # make test : set up, then check style and types and run the tests, within minutes
 # make bench : benchmarks in their quick forms, into docs/benchmarks.md; OTHERS=python of other packages, BENCH="--only peers"
+# make docs : the manual, into docs/_build/html; runs every block and notebook, checks every link
 # make wheel : builds the wheel, installs it into a clean environment and runs the demo from there
 # make hooks : lets every commit be checked
 # make test-all : the slow ones too (every architecture, ten thousand damaged files)
@@ -10,7 +11,7 @@ BIN    := $(VENV)/bin
 OTHERS ?= $(BIN)/python
 STAMP  := $(VENV)/.ready
 
-.PHONY: demo test test-all bench wheel hooks lint clean
+.PHONY: demo test test-all bench docs wheel hooks lint clean
 
 demo: $(STAMP)
 	$(BIN)/medtransfer demo --out runs/demo
@@ -25,6 +26,10 @@ test-all: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/all.py --others $(OTHERS) $(BENCH)
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
 
 # the wheel, looked into, installed into a clean environment, and its demo run outside of the repository
 wheel: $(STAMP)
@@ -45,4 +50,4 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/_made docs/examples .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,8 +19,10 @@ _HOME = {
     "Case": "medtransfer.cohort",
     "Cohort": "medtransfer.cohort",
     "compare": "medtransfer.evaluate",
+    "deidentify": "medtransfer.deid",
     "evaluate": "medtransfer.evaluate",
     "Evaluation": "medtransfer.evaluate",
+    "export": "medtransfer.export",
     "fit": "medtransfer.fit",
     "Geometry": "medtransfer.image",
     "Head": "medtransfer.model",
@@ -37,6 +39,7 @@ _HOME = {
     "scan": "medtransfer.io.scan",
     "search": "medtransfer.search",
     "sensitivity_at_least": "medtransfer.evaluate",
+    "share": "medtransfer.share",
     "specificity_at_least": "medtransfer.evaluate",
     "Split": "medtransfer.split",
     "split_by_patient": "medtransfer.split",
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from medtransfer.augment import Augment as Augment
     from medtransfer.cohort import Case as Case
     from medtransfer.cohort import Cohort as Cohort
+    from medtransfer.deid import deidentify as deidentify
     from medtransfer.errors import MedTransferError as MedTransferError
     from medtransfer.errors import MedTransferWarning as MedTransferWarning
     from medtransfer.estimators import TransferClassifier as TransferClassifier
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from medtransfer.evaluate import sensitivity_at_least as sensitivity_at_least
     from medtransfer.evaluate import specificity_at_least as specificity_at_least
     from medtransfer.evaluate import youden as youden
+    from medtransfer.export import export as export
     from medtransfer.fit import fit as fit
     from medtransfer.image import Geometry as Geometry
     from medtransfer.image import Image as Image
@@ -78,6 +83,7 @@ if TYPE_CHECKING:
     from medtransfer.report import write_report as write_report
     from medtransfer.run import Run as Run
     from medtransfer.search import search as search
+    from medtransfer.share import share as share
     from medtransfer.split import Split as Split
     from medtransfer.split import split_by_patient as split_by_patient
 

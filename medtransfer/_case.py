@@ -168,3 +168,8 @@ def _wrap(array: NDArray[Any]) -> Image:
         rgb=rgb,
         value_range=(float(limits.min), float(limits.max)) if limits else None,
     )
+
+
+def images_of(path: Path) -> tuple[Path, ...]:
+    """The images of a bag: the files of a folder, or the one file."""
+    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

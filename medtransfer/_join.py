@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from medtransfer._case import Case, FlowStep, clean_age, clean_sex
+from medtransfer._join_masks import SEG, mask_of, masks_of_series, table_of
 from medtransfer._labels import say_lines
 from medtransfer._reference import Columns, References, columns_of, read_references
 from medtransfer._rows import covariate_columns, read_covariates, refuse_blank
@@ -36,25 +37,35 @@ class _Row(NamedTuple):
 
 
 def join_dicom(
-    dicom: str | Path | Scan, *, labels: str | Path, on: str, column: str | None, label: Columns, target: Columns,
-    classes: Sequence[object] | None, task: Task | None, patient: str | None, part: str | None, modality: str | None,
-    description: str | None, plane: str | None, choose: str, covariates: Sequence[str], sheet: str | int,
-    scan_store: str | Path | None, progress: bool,
+    dicom: str | Path | Scan, *, labels: str | Path | None, on: str, column: str | None, label: Columns,
+    target: Columns, classes: Sequence[object] | None, task: Task | None, patient: str | None, part: str | None,
+    modality: str | None, description: str | None, plane: str | None, choose: str, covariates: Sequence[str],
+    sheet: str | int, scan_store: str | Path | None, progress: bool, mask: str | None = None, root: str | Path = ".",
 ) -> Cohort:  # fmt: skip
     """See :meth:`Cohort.from_dicom`."""
     _one_of("on", on, (*_KINDS, "file"))
     _one_of("choose", choose, ("only", "all", "bag", "most_slices", "thinnest"))
-    table = read_table(labels, sheet=sheet)
+    found = _scan(dicom, scan_store, progress)
+    records = list(found)
+    known = masks_of_series(records) if mask == SEG else {}
+    if labels is None:
+        if not known:
+            raise ConfigError("scans without a table of labels need masks", fix=f"labels='TABLE', or mask='{SEG}'")
+        table, on, label, column = table_of(known), "SeriesInstanceUID", None, None
+    else:
+        table = read_table(labels, sheet=sheet)
+    if mask and label == "label" and label not in table.columns:
+        label = None
     key = column or table.find(on, *({"file": ("filename", "image", "path")}.get(on, ()))) or on
     named = columns_of(label, target)
     table.require({"column": key, "label" if target is None else "target": named, "patient": patient, "part": part,
-                   "covariates": covariates})  # fmt: skip
+                   "mask": None if mask == SEG else mask, "covariates": covariates})  # fmt: skip
     table = table.with_points(covariates).with_points(columns_of(None, target), strict=True)
     refuse_blank(table, key, on)
-    found = _scan(dicom, scan_store, progress)
-    records = list(found)
     skipped = tuple((f"files: {reason}", n) for reason, n in sorted(found.skipped.items()))
     units = [one for r in records for one in r.each()] if on == "file" else records
+    if modality != SEG:  # a mask is no image
+        units = [one for one in units if one.modality != SEG]
     usable, unusable = _usable(units, modality, description, plane)
     flow = [
         FlowStep("files", sum(r.n_files for r in records) + sum(n for _, n in skipped)),
@@ -76,6 +87,9 @@ def join_dicom(
     ambiguous: list[tuple[_Row, list[SeriesRecord]]] = []
     for name, row in rows.items():
         candidates = [piece for record in matched[name] for piece in _pieces(record)]
+        if mask == SEG:
+            reasons["without a DICOM SEG object"] += sum(one.series not in known for one in candidates)
+            candidates = [one for one in candidates if one.series in known]
         if not candidates:
             reasons["rows of the table without an image"] += 1
         elif named and row.label is None and row.target is None:
@@ -87,11 +101,14 @@ def join_dicom(
             if not chosen:
                 ambiguous.append((row, candidates))
             reasons["not chosen"] += len(candidates) - len(chosen)
-            cases += [_case(record, row, on, patient, part, carry) for record in chosen]
+            made = [_case(one, row, on, patient, part, carry) for one in chosen]
+            masks = [mask_of(one, row.cells, mask, known, Path(root), table) for one in chosen]
+            reasons["without a mask"] += sum(mask is not None and m is None for m in masks)
+            cases += [replace(c, mask=m) for c, m in zip(made, masks, strict=True) if m or mask is None]
     if ambiguous:
         raise _several(table, ambiguous, on, choose)
     if not cases:
-        raise CohortError("no image has a label", where=table.name)
+        raise CohortError(f"no image has a {'mask' if mask else 'label'}", where=table.name)
     unknown = sum(not c.patient_id for c in cases)
     if unknown:
         raise CohortError(

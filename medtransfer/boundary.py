@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medtransfer.capacity import at_once
 from medtransfer.dataset import Prepared
 from medtransfer.errors import DataError, MedTransferWarning
 from medtransfer.fastform import Features, features_of
+from medtransfer.memory import available
 from medtransfer.tuned import faster
 
 if TYPE_CHECKING:
@@ -137,11 +139,13 @@ class Boundary:
             return True
         self.views.prepared.load(sorted({i for i, _ in wanted}))
         wanted.sort(key=lambda pair: pair[::-1])
+        case = self.views.images(np.array(wanted[0][:1]), wanted[0][1])
+        batch_size = at_once(self.model, case.shape[1:], self.device, most=batch_size)
         shape = () if self.whole else self._compute(np.array(wanted[0][:1]), wanted[0][1])[1].shape[1:]
         dtype = np.dtype(np.float16 if self.half else np.float32)
         size = len(wanted) * int(np.prod(shape)) * dtype.itemsize if shape else 0
         where = "in memory"
-        if size > MEMORY_BYTES:
+        if size > min(MEMORY_BYTES, available() // 4):
             where = "on disk"
             if size > min(DISK_BYTES, shutil.disk_usage(folder).free * 0.8):
                 warnings.warn(

@@ -27,11 +27,10 @@ from typing import TYPE_CHECKING, Any
 
 from medtransfer.cache import fingerprint
 from medtransfer.claims import LEASE_S, create, divide
-from medtransfer.cohort import Case
+from medtransfer.cohort import Case, images_of
 from medtransfer.cost import LOOKED_AT, Cost, Stage, evenly, preparing, speaking
 from medtransfer.errors import ConfigError, MedTransferError, RunError
 from medtransfer.masks import Form, predict_into, segments
-from medtransfer.pipeline import images_of
 from medtransfer.pseudonym import pseudonym
 from medtransfer.run import load_checkpoint, make_folder, read_state, write
 

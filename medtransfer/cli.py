@@ -12,8 +12,11 @@ from typing import Any
 
 import click
 
+from medtransfer.cli_pacs import fetch, send
 from medtransfer.cli_predict import predict
 from medtransfer.cli_refine import compare, search
+from medtransfer.cli_share import deidentify, share
+from medtransfer.cli_view import view
 from medtransfer.cli_weights import weights
 from medtransfer.errors import MedTransferError
 
@@ -232,24 +235,34 @@ cli.add_command(predict)
 def report(run: str, quiet: bool) -> None:
     """Write the report of a finished run again."""
     from medtransfer.pipeline import again
+    from medtransfer.share import is_shared, write_redrawn
 
+    if is_shared(run):
+        click.echo(write_redrawn(run))
+        return
     click.echo(again(run, progress=not quiet).report)
 
 
+cli.add_command(view)
 cli.add_command(search)
 cli.add_command(compare)
 
 
 @cli.command()
 @click.argument("run", type=click.Path())
-@click.argument("out", type=click.Path())
-@click.option("--fold", default=0, show_default=True)
+@click.option("--to", type=click.Choice(["weights", "onnx", "torch", "bundle"]), default="weights", show_default=True)
+@click.option("--out", required=True, type=click.Path(), help="File (.onnx, .pt2) or folder to make.")
+@click.option("--fold", type=int, help="One fold's model; all folds together by default.")
 @_verbose
-def export(run: str, out: str, fold: int) -> None:
-    """Write a run's model, its preparation and its threshold into one folder without patient data."""
-    from medtransfer.export import export_model
+def export(run: str, to: Any, out: str, fold: int | None) -> None:
+    """Write a run's model with its preparation and threshold, without patient data, for use elsewhere."""
+    from medtransfer.export import export as export_run
 
-    click.echo(export_model(Path(run), Path(out), fold=fold))
+    click.echo(export_run(run, out, to=to, fold=fold))
 
 
+cli.add_command(fetch)
+cli.add_command(send)
+cli.add_command(share)
+cli.add_command(deidentify)
 cli.add_command(weights)

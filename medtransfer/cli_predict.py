@@ -31,9 +31,10 @@ def predict(
     dry_run: bool,
     quiet: bool,
 ) -> None:
-    """Predict new images with a finished run: one row, or one mask, an image, in the order given."""
+    """Predict new images with a run or an exported model: one row, or one mask, an image, in the order given."""
     from medtransfer.bulk import cost_of_predicting, predict_shared, read_list
-    from medtransfer.masks import predict_masks, segments
+    from medtransfer.export.opened import open_exported
+    from medtransfer.masks import predict_masks
     from medtransfer.pipeline import predict_files
 
     studies = [*images, *(map(str, read_list(listed)) if listed else ())]
@@ -41,13 +42,16 @@ def predict(
         raise click.UsageError("Missing argument 'IMAGES...', or --list FILE.")
     if dry_run:
         click.echo(cost_of_predicting(run, studies))
-    elif queue:
+        return
+    if queue:
         done = predict_shared(run, studies, queue, form=form or "nifti", lease_s=lease, progress=not quiet)
         click.secho(str(done), fg="yellow" if done.problems else None, err=bool(done.problems))
-    elif form or segments(run):
-        click.echo(predict_masks(run, studies, out, form=form or "nifti"), nl=False)
+        return
+    model = open_exported(run)
+    if form or model.card.task == "segmentation":
+        click.echo(predict_masks(model, studies, out, form=form or "nifti"), nl=False)
     else:
-        text = predict_files(run, studies, progress=not quiet)
+        text = predict_files(model, studies, progress=not quiet)
         if out is None:
             click.echo(text, nl=False)
             return

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer import _rows
-from medtransfer._case import Case, FlowStep
+from medtransfer._case import Case, FlowStep, images_of
 from medtransfer._labels import say_lines
 from medtransfer._medmnist import from_arrays
 from medtransfer._reference import columns_of, read_references
@@ -26,7 +26,7 @@ from medtransfer.table import read_table
 if TYPE_CHECKING:
     from medtransfer.io.scan import Scan
 
-__all__ = ["Case", "Cohort", "FlowStep"]
+__all__ = ["Case", "Cohort", "FlowStep", "images_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +254,7 @@ class Cohort:
         cls,
         dicom: str | Path | Scan,
         *,
-        labels: str | Path,
+        labels: str | Path | None = None,
         on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "file"] = "PatientID",
         column: str | None = None,
         label: str | tuple[str, ...] | None = "label",
@@ -267,6 +267,8 @@ class Cohort:
         description: str | None = None,
         plane: Literal["axial", "coronal", "sagittal"] | None = None,
         choose: Literal["only", "all", "bag", "most_slices", "thinnest"] = "only",
+        mask: str | None = None,
+        root: str | Path = ".",
         covariates: Sequence[str] = (),
         sheet: str | int = 0,
         scan_store: str | Path | None = None,
@@ -278,8 +280,8 @@ class Cohort:
         ----------
         dicom : path or Scan
             Folder, archive (.zip, .tar, .tar.gz) or a finished scan.
-        labels : path
-            CSV, TSV or Excel.
+        labels : path or None
+            CSV, TSV or Excel. None where masks are all that is asked: every series with a DICOM SEG object is a case.
         on : str
             What joins the two sides: an id of the DICOM header, or the name of the file.
         column : str or None
@@ -299,6 +301,11 @@ class Cohort:
         choose : {'only', 'all', 'bag', 'most_slices', 'thinnest'}
             What to do where several series fit one row: refuse, make a case of each series (of each image,
             where they are images), one case of all of them, or take the one with most slices, or with the thinnest.
+        mask : str or None
+            ``'SEG'`` takes the DICOM SEG objects of the dump that refer to the series, and leaves out series without
+            one; any other text is the column of the table that names a file of the mask, below ``root``.
+        root : path
+            Folder that the paths of masks start from.
         covariates, sheet
             As in :meth:`from_csv`; age, sex and manufacturer come from the header where the table has none.
         scan_store : path or None
@@ -317,6 +324,44 @@ class Cohort:
             dicom, labels=labels, on=on, column=column, label=None if target is not None else label, target=target,
             classes=classes, task=task, patient=patient, part=part, modality=modality, description=description,
             plane=plane, choose=choose, covariates=covariates, sheet=sheet, scan_store=scan_store, progress=progress,
+            mask=mask, root=root,
+        )  # fmt: skip
+
+    @classmethod
+    def from_dicomweb(
+        cls, dicomweb: str, query: dict[str, str | tuple[str, ...]] | None = None, *, labels: str | Path,
+        on: Literal["PatientID", "StudyInstanceUID", "SeriesInstanceUID"] = "PatientID",
+        column: str | None = None, label: str | tuple[str, ...] | None = "label",
+        target: str | tuple[str, ...] | None = None, classes: Sequence[object] | None = None,
+        task: Task | None = None, patient: str | None = None, part: str | None = None, modality: str | None = None,
+        description: str | None = None, plane: Literal["axial", "coronal", "sagittal"] | None = None,
+        choose: Literal["only", "all", "bag", "most_slices", "thinnest"] = "only", covariates: Sequence[str] = (),
+        sheet: str | int = 0, folder: str | Path | None = None, incomplete: bool = False, workers: int = 4,
+        megabytes_per_s: float | None = None, timeout_s: float = 30, ca_bundle: str | Path | None = None,
+        progress: bool = True,
+    ) -> Cohort:  # fmt: skip
+        """Cases from a picture archive: what fits the query and has a row in the table is fetched, then joined.
+
+        Parameters
+        ----------
+        dicomweb, workers, megabytes_per_s, timeout_s, ca_bundle
+            Address and how it is asked, as for :class:`medtransfer.pacs.server.Server`.
+        query, folder, incomplete
+            As for :func:`medtransfer.pacs.fetch.fetch_scan`; an interrupted call is made again and goes on.
+        labels, on, ...
+            As in :meth:`from_dicom`.
+        """
+        from medtransfer.pacs.fetch import fetch_scan
+        from medtransfer.pacs.server import Server
+
+        server = Server(dicomweb, workers=workers, megabytes_per_s=megabytes_per_s, timeout_s=timeout_s,
+                        ca_bundle=ca_bundle)  # fmt: skip
+        found = fetch_scan(server, query, labels=labels, on=on, column=column, sheet=sheet, folder=folder,
+                           incomplete=incomplete, progress=progress)  # fmt: skip
+        return cls.from_dicom(
+            found, labels=labels, on=on, column=column, label=label, target=target, classes=classes, task=task,
+            patient=patient, part=part, modality=modality, description=description, plane=plane, choose=choose,
+            covariates=covariates, sheet=sheet, progress=progress,
         )  # fmt: skip
 
     @classmethod
@@ -342,14 +387,9 @@ class Cohort:
 
     @classmethod
     def build(
-        cls,
-        cases: tuple[Case, ...],
-        classes: tuple[str, ...],
-        flow: Sequence[FlowStep],
-        name: str = "cohort",
-        notes: Sequence[str] = (),
-        task: Task = "classification",
-    ) -> Cohort:
+        cls, cases: tuple[Case, ...], classes: tuple[str, ...], flow: Sequence[FlowStep], name: str = "cohort",
+        notes: Sequence[str] = (), task: Task = "classification",
+    ) -> Cohort:  # fmt: skip
         """A cohort whose flow ends in its patients; spellings of one patient id that differ are noted."""
         spellings = {c.patient_id for c in cases}
         patients = {patient_key(s) for s in spellings}

@@ -22,8 +22,10 @@ from medtransfer.predictions import Task
 from medtransfer.report.author import Author
 from medtransfer.yamltext import Keys, as_yaml, parse, read_text, short
 
-_COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "medmnist": "from_medmnist"}
-_PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist")}
+_COHORTS = {"csv": "from_csv", "dicom": "from_dicom", "dicomweb": "from_dicomweb", "medmnist": "from_medmnist"}
+_MASKS = {"csv": "mask", "dicom": "SEG", "dicomweb": "SEG"}  # where masks are, if nothing is said
+_PATHS = {"cohort": ("csv", "root", "dicom", "labels", "medmnist", "folder", "ca_bundle")}
+_HIDDEN = {"cohort": (*_PATHS["cohort"], "dicomweb", "query"), "search": ("storage",), "track": ("mlflow",)}
 
 
 class AuditSettings(BaseModel):
@@ -61,7 +63,7 @@ def keywords(function: Callable[..., object], *, skip: Sequence[str] = ()) -> ty
 def sections(cohort_key: str, task: str | None = None) -> dict[str, type[BaseModel]]:
     """The settings class of each section, for a cohort made from ``cohort_key`` and a task."""
     if task == "segmentation":
-        return _mask_sections()
+        return _mask_sections(cohort_key)
     from medtransfer.augment import Augment
     from medtransfer.cohort import Cohort
     from medtransfer.judge import judge
@@ -91,12 +93,13 @@ def sections(cohort_key: str, task: str | None = None) -> dict[str, type[BaseMod
     }
 
 
-def _mask_sections() -> dict[str, type[BaseModel]]:
+def _mask_sections(cohort_key: str) -> dict[str, type[BaseModel]]:
     """The sections of a segmentation."""
     from medtransfer.contour import given_plan, judge_masks
     from medtransfer.segment.network import load_segmenter
 
-    shared = {k: v for k, v in sections("csv").items() if k in ("cohort", "split", "audit", "recipe", "report")}
+    kept = ("cohort", "split", "audit", "recipe", "report", "track")
+    shared = {k: v for k, v in sections(cohort_key).items() if k in kept}
     own = {"plan": given_plan(), "model": keywords(load_segmenter), "evaluate": keywords(judge_masks, skip=("run",))}
     return shared | own | {"author": Author}
 
@@ -185,9 +188,9 @@ class Experiment:
                 fix="cohort: {csv: TABLE, root: FOLDER}, {dicom: FOLDER, labels: TABLE} or {medmnist: FILE}",
             )  # fmt: skip
         masks = values.get("task") == "segmentation"
-        if masks and keys[0] != "csv":
+        if masks and keys[0] == "medmnist":
             raise ConfigError(
-                "a segmentation takes its images and masks from a table", got=keys[0],
+                "a segmentation takes its images and masks from a table, or a dump", got=keys[0],
                 where=_where(("cohort", keys[0]), lines, name), fix="cohort: {csv: TABLE, root: FOLDER, mask: COLUMN}",
             )  # fmt: skip
         kinds = sections(keys[0], "segmentation" if masks else None)
@@ -201,7 +204,7 @@ class Experiment:
         if getattr(top, "structures", None) is not None and not masks:
             raise ConfigError("structures belong to masks", where=_where(("structures",), lines, name),
                               got=f"task {top_task}", fix="task: segmentation")  # fmt: skip
-        implied = {"cohort": {"mask": "mask"}, "model": {"weights": "random/unet"}} if masks else {}
+        implied = {"cohort": {"mask": _MASKS[keys[0]]}, "model": {"weights": "random/unet"}} if masks else {}
         for section, kind in kinds.items():
             given = values.get(section)
             if section == "augment" and isinstance(given, str):
@@ -248,11 +251,9 @@ class Experiment:
             elif model is not None:
                 out[section] = model.model_dump(mode="json", exclude_none=True)
         if not private:
-            for section, keys in _PATHS.items():
-                out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
-            for section, key in (("search", "storage"), ("track", "mlflow")):  # a path, or the address of a database
-                if key in out.get(section, {}):
-                    out[section][key] = "(private)"
+            for section, keys in _HIDDEN.items():  # paths, and addresses and ids
+                if section in out:
+                    out[section] = {k: "(private)" if k in keys else v for k, v in out[section].items()}
             out["model"]["weights"] = (
                 Path(out["model"]["weights"]).name if "." in out["model"]["weights"] else out["model"]["weights"]
             )

@@ -13,16 +13,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from medtransfer.capacity import Capacity
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, MetricError, RunError
+from medtransfer.memory import available
 from medtransfer.metrics.intervals import ClusterBootstrap
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.segmentation import segmentation
+from medtransfer.reasons import reasons
 from medtransfer.recipe import Recipe
 from medtransfer.report.outlines import Seen, look
+from medtransfer.segment.beside import beside as paired
 from medtransfer.segment.evaluate import Segmented, predict_masks
 from medtransfer.segment.fingerprint import Fingerprint, fingerprint_of
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.need import fit_plan, patch_need
 from medtransfer.segment.network import Segmenter, load_segmenter
 from medtransfer.segment.plan import Plan
 from medtransfer.segment.run import SegmentationRun
@@ -43,6 +48,10 @@ class Job:
     plan : Plan
     model : Segmenter
     recipe : Recipe
+    derived : bool
+        Whether the recipe is the one for the number of cases.
+    capacity : Capacity or None
+        How a training step fits into the memory.
     """
 
     found: Fingerprint
@@ -50,6 +59,8 @@ class Job:
     plan: Plan
     model: Segmenter
     recipe: Recipe
+    derived: bool = False
+    capacity: Capacity | None = None
 
     def to_record(self, split: Split) -> dict[str, Any]:
         """What ``--dry-run`` prints, as plain JSON types."""
@@ -64,6 +75,7 @@ class Job:
             "recipe": self.recipe.model_dump(),
             "steps": self.recipe.epochs * self.plan.steps_per_epoch,
             "memory_gb": memory_gb(self.plan, self.found, len(split.folds[0].train) + len(split.folds[0].val)),
+            "memory": None if self.capacity is None else self.capacity.to_record(),
         }
 
     def as_text(self, split: Split) -> str:
@@ -75,10 +87,12 @@ class Job:
             "structures " + ", ".join(f"{i} {n}" for i, n in enumerate(self.structures, 1)),
             f"model      {self.model}, {record['parameters']:,} parameters",
             f"training   {self.recipe.method}, {self.recipe.epochs} epochs of {self.plan.steps_per_epoch} steps",
-            f"memory     about {memory['training']:.1f} GB for a step, {memory['cases']:.1f} GB for the cases",
+            f"memory     {self.capacity}; {memory['cases']:.1f} GB for the cases",
             "",
             self.plan.to_yaml().rstrip(),
         ]
+        if self.derived:
+            lines += ["", "the recipe for this size, and why:", reasons(self.recipe, "segmentation")]
         return "\n".join(lines)
 
 
@@ -170,10 +184,13 @@ def prepare_job(
     if keywords["classes"] != len(names) + 1:
         raise ConfigError("classes are the structures and the background", where="model.classes",
                           got=f"{keywords['classes']} for {len(names)}", fix="leave out model.classes")  # fmt: skip
+    derived = recipe is None
     if recipe is None:
         recipe = Recipe.for_size(found.n, dims=dims, task="segmentation")
-        recipe = recipe.model_copy(update={"patience": recipe.epochs, "ema": 0.99})  # validated every few epochs only
-    return Job(found, names, chosen, load_segmenter(**keywords), recipe)
+    made = load_segmenter(**keywords)
+    there = available("cuda" if gpu else "cpu")
+    fitted = fit_plan(patch_need(made, chosen, recipe), chosen, recipe, there, given=plan)
+    return Job(found, names, fitted[0], made, fitted[1], derived, fitted[2])
 
 
 def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) -> Plan:
@@ -187,6 +204,8 @@ def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) 
     ((24, 24, 24), (2, 2, 2), ('x',))
     """
     grid, patch = given.get("spacing_mm"), given.get("patch")
+    if patch is not None and len(patch) == 2 and len(found.shape) == 3:  # a 2D network on the slices of volumes
+        found = found.in_slices()
     for name, value in (("spacing_mm", grid), ("patch", patch)):
         if value is not None and len(value) != len(found.shape):
             raise ConfigError("one number is wanted for each axis of the images", where=f"plan.{name}",
@@ -207,19 +226,18 @@ def resolve(found: Fingerprint, given: Mapping[str, Any], *, gpu: bool = False) 
 
 
 def memory_gb(plan: Plan, found: Fingerprint, cases: int) -> dict[str, float]:
-    """Roughly what a training step holds, and all prepared cases of a fold.
+    """What all prepared cases of a fold hold.
 
     Examples
     --------
     >>> memory_gb(Plan(patch=(64, 64, 64)), Fingerprint(n=10, shape=(128, 128, 128)), cases=10)
-    {'training': 1.25, 'cases': 0.1}
+    {'cases': 0.1}
     """
     shape = found.shape
     if plan.spacing_mm is not None and found.spacing_mm is not None:
         shape = tuple(round(n * s / t) for n, s, t in zip(shape, found.spacing_mm, plan.spacing_mm, strict=True))
-    step = 40 * plan.width * math.prod(plan.patch) * plan.batch_size * 4  # as Plan.for_data counts
     stored = cases * math.prod(shape) * (4 * found.channels + 1)
-    return {"training": round(step / 2**30, 2), "cases": round(stored / 2**30, 2)}
+    return {"cases": round(stored / 2**30, 2)}
 
 
 def judge_masks(
@@ -228,6 +246,7 @@ def judge_masks(
     tolerance_mm: Annotated[float, Field(gt=0)] = 2.0,
     bootstrap: Annotated[int, Field(ge=100)] = 2000,
     seed: int = 0,
+    beside: dict[str, str] | None = None,
 ) -> tuple[Segmented, list[Seen]]:
     """Segment every held-out case by the fold that never saw it, score it, and keep a look at the worst.
 
@@ -240,11 +259,33 @@ def judge_masks(
         Surface distance up to which surfaces agree (NSD).
     bootstrap, seed : int
         Resamples of patients, and their seed.
+    beside : dict of str to str or None
+        Columns of the cohort's table with another tool's Dice, each with the structure that it is of, or ``all`` for
+        the mean over structures: compared case by case.
     """
+    parts = [(fold.test, fold.test.fold) for fold in run.split.folds]
+    return score_parts(run, parts, run.folder, tolerance_mm, bootstrap=bootstrap, seed=seed, beside=beside)
+
+
+def score_parts(
+    run: SegmentationRun,
+    parts: Sequence[tuple[Sequence[int], int | None]],
+    out: Path,
+    tolerance_mm: float,
+    *,
+    bootstrap: int,
+    seed: int,
+    beside: Mapping[str, str] | None = None,
+) -> tuple[Segmented, list[Seen]]:
+    """As :func:`judge_masks`, for parts of a cohort and the fold that speaks of each (None: all together)."""
     structures = {name: i for i, name in enumerate(run.structures, start=1)}
+    wrong = [f"{c}: {s}" for c, s in (beside or {}).items() if s not in (*structures, "all")]
+    if wrong:
+        raise ConfigError("a column is compared with a structure that there is not", where="evaluate.beside",
+                          got=", ".join(wrong), fix=f"one of {', '.join(structures)}, all")  # fmt: skip
     scores, members, seen = [], [], list[Seen]()
-    for fold in run.split.folds:
-        for index, image, labels in predict_masks(run, fold.test, out=run.folder / "masks"):
+    for part, speaker in parts:
+        for index, image, labels in predict_masks(run, part, fold=speaker, out=out / "masks"):
             case = run.cohort.cases[index]
             _, reference, _ = read_pair(case, len(structures) + 1)
             spacing = image.geometry.spacing_mm or (1.0,) * labels.ndim
@@ -256,9 +297,21 @@ def judge_masks(
                 seen = sorted([*seen, look(case.alias, mean, image, reference, labels)], key=lambda s: s.dice)[:WORST]
     patients = tuple(c.patient_alias for c in members)
     panel, rows = segmentation(scores, ClusterBootstrap.draw(list(patients), resamples=bootstrap, seed=seed))
-    result = Segmented(tuple(c.alias for c in members), patients, tuple(scores), panel, rows, tolerance_mm)
-    result.save(run.folder)
+    cases = tuple(c.alias for c in members)
+    compared = tuple(
+        paired(column, name, cases, patients, [_dice_of(s, name) for s in scores],
+               [c.covariates.get(column) for c in members], bootstrap=bootstrap, seed=seed)
+        for column, name in (beside or {}).items()
+    )  # fmt: skip
+    result = Segmented(cases, patients, tuple(scores), panel, rows, tolerance_mm, compared)
+    result.save(out)
     return result, seen
+
+
+def _dice_of(scores: Mapping[str, MaskScore], name: str) -> float:
+    """Dice of a structure, or of ``all`` the mean over those that are defined, nan without any."""
+    values = [s.dice for s in scores.values() if not math.isnan(s.dice)] if name == "all" else [scores[name].dice]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _mean_dice(scores: Mapping[str, MaskScore]) -> float:

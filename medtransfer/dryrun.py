@@ -55,6 +55,20 @@ def cache_sizes(
     return found
 
 
+def memory_of(model: Model, recipe: Recipe, shape: tuple[int, ...], device: str, cases: int) -> dict[str, Any]:
+    """How a training step fits into this machine's memory: numbers, and ``text``; empty where nothing learns by steps.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of one prepared case.
+    """
+    from medtransfer.capacity import capacity_of
+
+    found = capacity_of(model, recipe, shape, device=device, held=min(4 * 2**30, cases * prod(shape) * 4), exact=True)
+    return {} if found is None else found.to_record() | {"text": str(found)}
+
+
 def as_text(planned: Mapping[str, Any]) -> str:
     """The plan as tables for the terminal."""
     lines = [f"{key:<10} {planned[key]}" for key in ("cohort", "model", "out")]
@@ -75,6 +89,8 @@ def as_text(planned: Mapping[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines += ["", *("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
     lines += ["", *(f"{name:<32} {size / 2**20:>10,.1f} MiB" for name, size in planned["caches"].items())]
+    if planned.get("memory"):
+        lines += ["", f"memory     {planned['memory']['text']}"]
     if "cost" in planned:
         lines += ["", planned["cost"]["text"]]
     if planned["reasons"]:

@@ -86,6 +86,20 @@ class MetricError(DataError):
     """Predictions cannot be evaluated as asked."""
 
 
+class PacsError(DataError):
+    """An archive does not give, or does not take, what it was asked for."""
+
+
+class PacsUnavailable(PacsError):
+    """An archive cannot be reached or stops answering; the same call goes on where this one ended (exit code 75)."""
+
+    exit_code = 75
+
+
+class PacsRefused(ConfigError):
+    """An archive refuses the connection: address, credentials, certificate or application entity title."""
+
+
 class WeightsError(MedTransferError):
     """Weights are missing, damaged, or do not fit (exit code 4)."""
 

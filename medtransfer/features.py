@@ -37,11 +37,13 @@ def frozen_features(
     import torch
     from tqdm import tqdm
 
+    from medtransfer.capacity import at_once
     from medtransfer.fastform import features_of
 
     prepared.load(indices)
     model = model.to(device).eval()
     indices = list(indices)
+    batch_size = at_once(model, prepared.one(indices[0]).shape, device, most=batch_size)
     parts: list[NDArray[np.float32]] = []
     compute: Callable[[torch.Tensor], torch.Tensor] = model.features
     bar = tqdm(total=len(indices), desc="features", unit="case", disable=None if progress else True)
@@ -52,8 +54,7 @@ def frozen_features(
                 compute = features_of(model, batch)
             if batch.ndim == 4:
                 batch = batch.contiguous(memory_format=torch.channels_last)
-            alone = batch.ndim == 5 and len(batch) == 1  # a single volume takes a path that is four times slower
-            parts.append(compute(torch.cat([batch, batch]) if alone else batch)[: len(batch)].float().cpu().numpy())
+            parts.append(compute(batch).float().cpu().numpy())
             bar.update(len(batch))
     return np.concatenate(parts)
 

@@ -7,7 +7,10 @@ interrupted and went on ends in the same bytes as one that was not.
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -16,15 +19,17 @@ import torch
 
 from medtransfer.augment import Augment
 from medtransfer.cache import fingerprint
+from medtransfer.capacity import Capacity, capacity_of, case_shape
 from medtransfer.claims import alone
 from medtransfer.cohort import Cohort
-from medtransfer.errors import ConfigError
+from medtransfer.errors import ConfigError, MedTransferWarning
 from medtransfer.folds import chosen_folds
 from medtransfer.loop import Job, Watch
+from medtransfer.memory import available, reusing_pages
 from medtransfer.model import Model
 from medtransfer.prepare import Prepare
 from medtransfer.recipe import Recipe
-from medtransfer.run import Run, begin, environment, finish, save_checkpoint
+from medtransfer.run import Run, begin, environment, finish, save_checkpoint, write_json
 from medtransfer.split import Split
 from medtransfer.team import Team, threads
 from medtransfer.training import stopping
@@ -114,7 +119,7 @@ def fit(
         "split": [[list(p) for p in fold.parts()] for fold in split.folds],
         "prepare": prepare.model_dump(mode="json"),
         "augment": augment.model_dump(),
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(exclude={"checkpoint"}),  # which changes no gradient
         "seed": seed,
     }
     asked |= {} if precision == "32-true" else {"precision": precision}
@@ -150,9 +155,10 @@ def fit(
         return run
     started = time.monotonic()
     job = Job(team, run, model, recipe, augment, seed, watch, scaled=precision == "16-mixed")
+    job.capacity = _capacity(job, team.size // nodes)
     if team.first and recipe.learns and not (out / "start.safetensors").is_file():  # what fine-tuning has to beat
         save_checkpoint(out / "start.safetensors", model.state_dict(), {"description": model.description.to_json()})
-    with torch.random.fork_rng(), threads(team.size // nodes), stopping() as stop:
+    with torch.random.fork_rng(), threads(team.size // nodes), reusing_pages(), stopping() as stop:
         for number in wanted:
             place = out / f"fold-{number}"
             with alone(place, "claim") if team.first else nullcontext():
@@ -165,10 +171,35 @@ def fit(
     if team.first:
         for path in out.glob("fold-*/kept-*.safetensors"):  # of a process that was killed after it had concluded
             path.unlink(missing_ok=True)
-        run.describe(_facts(model, run, recipe, seed, time.monotonic() - started))
+        memory = {"memory": None if job.capacity is None else job.capacity.to_record()}
+        run.describe(_facts(model, run, recipe, seed, time.monotonic() - started) | memory)
         finish(out)
     team.wait()
     return run
+
+
+def _capacity(job: Job, processes: int) -> Capacity | None:
+    """How steps are computed: as when the run began, since other batches end in other last digits; told beforehand."""
+    run, file = job.run, job.run.folder / "memory.json"
+    known = Capacity(**json.loads(file.read_text())) if file.is_file() else None
+    short = known is not None and known.need > available(run.device)
+    if short:
+        warnings.warn("there is less memory than when the run began, and batches are cut anew: the last digits will "
+                      "not be those of a run without interruption", MedTransferWarning, stacklevel=3)  # fmt: skip
+    job.team.wait()
+    if job.team.first and (known is None or short):
+        shape = case_shape(job.model, run.prepare, run.cohort.bags)
+        known = capacity_of(
+            job.model, job.recipe, shape, device=run.device, processes=processes,
+            held=min(run.prepared.memory_bytes, 4 * math.prod(shape) * len(run.cohort)),
+        )  # fmt: skip
+        if known is not None:
+            write_json(file, known.to_record())
+    job.team.wait()
+    found = Capacity(**json.loads(file.read_text())) if file.is_file() else None
+    if run.progress and found is not None and (found.changed or sys.stderr.isatty()):
+        print(f"memory: {found}", file=sys.stderr)
+    return found
 
 
 _OUTPUTS = {"classification": "classes", "ordinal": "classes", "multilabel": "labels", "regression": "targets"}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from medtransfer.augment import Augment
 from medtransfer.boundary import Boundary, Views, generator_of, tail
+from medtransfer.capacity import Capacity, at_once, case_shape
 from medtransfer.errors import DataError, Interrupted
 from medtransfer.heads import OrdinalLayer, prior_of, start_from_prior, task_probabilities
 from medtransfer.linear import Linear, fit_linear
@@ -34,7 +35,6 @@ from medtransfer.training import State, Stop
 from medtransfer.tuned import choose, faster
 
 Watch = Callable[[dict[str, Any]], None]
-_BATCH = 32  # cases at once where nothing learns
 
 
 @dataclass
@@ -49,6 +49,7 @@ class Job:
     seed: int
     watch: Watch | None = None
     scaled: bool = False
+    capacity: Capacity | None = None
     _boundaries: dict[int, Boundary] = field(default_factory=dict, repr=False)
 
     def fit_fold(self, number: int, fold: Fold, stop: Stop) -> None:
@@ -167,6 +168,7 @@ class _Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=job.scaled)
         cohort, train = job.run.cohort, list(fold.train)
         self.task, classes = cohort.task, len(cohort.classes)
+        self.most = at_once(job.model, case_shape(job.model, job.run.prepare, cohort.bags), self.device)
         exact = torch.int64 if self.task in BY_CLASS else torch.float32
         self.references = torch.from_numpy(cohort.references).to(self.device, exact)
         self.prior = prior_of(self.task, cohort.references[train], classes)
@@ -180,6 +182,7 @@ class _Training:
         from tqdm import tqdm
 
         model, mesh = copy.deepcopy(self.job.model), self.team.mesh
+        model.recompute = self.job.capacity is not None and self.job.capacity.again
         (model if mesh is None else model.head).to(self.device)  # stages follow in pieces when they learn
         if mesh is None and model.description.dims == 2:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -286,7 +289,8 @@ class _Training:
         optimizer.zero_grad(set_to_none=True)
         view = self.job.view(state.epoch, boundary.whole)
         share, own, total = self.team.share(batch), self.team.own(len(batch)), 0.0
-        for part in np.array_split(share, math.ceil(len(share) / recipe.batch_size)) if len(share) else []:
+        most = recipe.batch_size if boundary.whole or self.job.capacity is None else self.job.capacity.batch
+        for part in np.array_split(share, math.ceil(len(share) / most)) if len(share) else []:
             loss = self._loss(state, boundary, part, view, generator)[:own]
             own -= len(loss)
             self._check(loss, part[: len(loss)], state)
@@ -336,8 +340,8 @@ class _Training:
         model.eval()
         parts = [np.zeros((0, model.description.classes))]
         with torch.no_grad():
-            for start in range(0, len(share), _BATCH):
-                logits = tail(model, boundary.first, *boundary.at(share[start : start + _BATCH], 0))
+            for start in range(0, len(share), self.most):
+                logits = tail(model, boundary.first, *boundary.at(share[start : start + self.most], 0))
                 parts.append(task_probabilities(self.task)(logits.double()).cpu().numpy())
         return self.team.gather(np.concatenate(parts), len(self.fold.val))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medtransfer.cohort import Case, Cohort
 from medtransfer.config import Experiment
-from medtransfer.errors import ConfigError, DataError, MetricError, RunError
+from medtransfer.errors import ConfigError, DataError, MetricError
+from medtransfer.export.opened import Exported, open_exported
 from medtransfer.folds import FoldDone
 from medtransfer.run import read_state, write, write_json
 from medtransfer.split import Split
@@ -94,6 +96,7 @@ def train(
     from medtransfer.audit import audit
     from medtransfer.contour import names_of
     from medtransfer.segment.train import train_segmentation
+    from medtransfer.track import track
 
     started = time.monotonic()
     out, top = Path(experiment.top.out), experiment.top
@@ -101,6 +104,9 @@ def train(
     findings = audit(cohort, split, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
     job = job_of(experiment, cohort, split)
+    if progress and job.capacity is not None and (job.capacity.changed or sys.stderr.isatty()):
+        print(f"memory: {job.capacity}", file=sys.stderr)
+    tracker = track(out, **experiment.arguments("track"))
     run = train_segmentation(
         job.model,
         cohort,
@@ -114,6 +120,7 @@ def train(
         precision=_precision(experiment),
         fold=fold,
         progress=progress,
+        watch=tracker,
     )
     if fold is not None:
         return FoldDone.of(out, fold, len(split.folds), last="finish.json")
@@ -137,7 +144,10 @@ def train(
             | {"frozen": [s for s in stages if s not in learned]},
         }
     )
-    return conclude(run, experiment, started=started)
+    result = conclude(run, experiment, started=started)
+    if tracker is not None:
+        tracker.finish(result.evaluation)
+    return result
 
 
 def conclude(run: SegmentationRun, experiment: Experiment, *, started: float = math.nan) -> MaskResult:
@@ -163,7 +173,9 @@ def again(experiment: Experiment, folder: Path, cohort: Cohort) -> MaskResult:
     return conclude(SegmentationRun.open(folder, cohort, device=_device(experiment)), experiment)
 
 
-def predict_masks(folder: str | Path, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti") -> str:
+def predict_masks(
+    folder: str | Path | Exported, images: Sequence[str], out: str | Path | None, *, form: Form = "nifti"
+) -> str:
     """Write masks of new images into a folder; a CSV of what was written, with volumes in millilitres.
 
     Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
@@ -176,15 +188,16 @@ def predict_masks(folder: str | Path, images: Sequence[str], out: str | Path | N
     import csv
     import io
 
-    if not segments(folder):
-        raise ConfigError("masks are asked of a run that gives classes", where=Path(folder).name, fix="leave out --as")
+    model = open_exported(folder)
+    if model.card.task != "segmentation":
+        raise ConfigError("masks are asked of a run that gives classes", got=model.card.task, fix="leave out --as")
     if out is None:
         raise ConfigError("masks need a folder", where="--out", fix="--out FOLDER")
-    names = read_state(Path(folder))["asked"]["structures"]
+    names = model.structures
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "case", "mask", *(f"ml:{n}" for n in names)])
-    for number, made in enumerate(predict_into(folder, images, out, form=form), start=1):
+    for number, made in enumerate(predict_into(model, images, out, form=form), start=1):
         volumes = [f"{made.volumes_ml[n]:.3f}" if made.volumes_ml else "" for n in names]
         writer.writerow([number, made.case, made.path.name if made.path else "", *volumes])
     return text.getvalue()
@@ -200,14 +213,14 @@ class Written:
 
 
 def predict_into(
-    folder: str | Path, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
+    folder: str | Path | Exported, images: Sequence[str], out: str | Path, *, form: Form = "nifti", device: str = "cpu"
 ) -> Iterator[Written]:
     """Masks for new images, each on the grid of its source; all folds speak together.
 
     Parameters
     ----------
-    folder : path
-        A finished run.
+    folder : path or Exported
+        A finished run, or what :func:`medtransfer.export.export` wrote.
     images : sequence of path
         NIfTI or raster files, DICOM files or folders of one series.
     out : path
@@ -222,44 +235,40 @@ def predict_into(
     DataError
         Where a DICOM SEG is asked for what is not DICOM.
     """
-    from medtransfer.segment.plan import Plan
-    from medtransfer.segment.run import SegmentationRun
+    from medtransfer.out.names import write_names
 
-    folder = Path(folder)
-    state = read_state(folder)
-    if state["status"] != "complete":
-        raise RunError("the run is not complete", where=folder.name, fix="run the training command again: it goes on")
-    asked, folds = state["asked"], range(len(list(folder.glob("fold-*/finish.json"))))
-    nobody = Split((), "none", 0, "", ())
-    run = SegmentationRun(folder, Cohort(()), nobody, Plan(**asked["plan"]), tuple(asked["structures"]), device)
+    model = open_exported(folder, device=device)
+    if form == "nifti":
+        write_names(out, model.structures)
     for text in images:
         source = Path(text)
         case = Case(str(source.resolve()), str(source.resolve()), source)
-        yield _write_one(run, case, source, Path(out), form, folds)
+        yield _write_one(model, case, source, Path(out), form)
 
 
-def _write_one(run: SegmentationRun, case: Case, source: Path, out: Path, form: Form, folds: Sequence[int]) -> Written:
+def _write_one(model: Exported, case: Case, source: Path, out: Path, form: Form) -> Written:
     import numpy as np
 
     from medtransfer.io.nifti import is_nifti
     from medtransfer.io.scan import scan
     from medtransfer.out.nifti import write_mask
     from medtransfer.out.seg import write_seg
+    from medtransfer.segment.room import read_image
 
     if form == "seg" and (source.is_file() and is_nifti(source)):
         raise DataError("a DICOM SEG refers to a DICOM series", where=case.alias, got="a NIfTI file", fix="--as nifti")
-    image = case.read()
-    labels = run.segment(image, folds=folds, where=case.alias)
+    image = read_image(case)
+    labels = model.segment(image, where=case.alias)
     spacing = image.geometry.spacing_mm
     volumes = None
     if spacing is not None and labels.ndim == 3:
-        counts = np.bincount(labels.ravel(), minlength=len(run.structures) + 1)
-        volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(run.structures, 1)}
+        counts = np.sum([np.bincount(plane.ravel(), minlength=len(model.structures) + 1) for plane in labels], axis=0)
+        volumes = {n: float(counts[i] * math.prod(spacing) / 1000) for i, n in enumerate(model.structures, 1)}
     if form == "seg":
         if image.geometry.affine is None:
             raise DataError("a DICOM SEG refers to a DICOM volume", where=case.alias, fix="--as nifti")
         record, path = scan(source, progress=False)[0], out / f"{case.alias}.dcm"
-        made = write_seg(labels, record, path, structures=run.structures) if labels.any() else None
+        made = write_seg(labels, record, path, structures=model.structures) if labels.any() else None
         return Written(case.alias, made, volumes)
     if image.geometry.affine is None:
         return Written(case.alias, write_picture(labels, out / f"{case.alias}.png"), volumes)
@@ -340,7 +349,10 @@ def _comparison(record: dict[str, Any], own: Sequence[Row], gaps: Sequence[Row],
     drawn = forest([(f"{name}: {structure}", row["dice"]) for name, structure, row in gaps], 0.0)
     names = [k for k in ("dice", "nsd", "hd95", "assd", "iou") if not (uneven and k == "nsd")]
     page = environment().get_template("compare_masks.html")
-    return page.render(found=record, own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style)
+    return page.render(
+        found=record, first=record["baseline"], resamples=record["bootstrap"]["resamples"],
+        own=own, gaps=gaps, drawn=drawn, names=names, labels=LABELS, style=style,
+    )  # fmt: skip
 
 
 def _device(experiment: Experiment) -> str:

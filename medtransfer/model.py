@@ -17,6 +17,7 @@ from medtransfer.backbones.tokens import laid_out
 from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
 from medtransfer.heads import Head, average
+from medtransfer.memory import lonely, through
 from medtransfer.predictions import Task
 from medtransfer.stem import fold_stem
 from medtransfer.volume import Inflation, inflate
@@ -81,7 +82,7 @@ class Model(nn.Module):
         self.width = width
         self.head = description.head.build(width, description.classes, description.task)
         self.trained: frozenset[str] = frozenset()
-        self.frozen_norms = True
+        self.frozen_norms, self.recompute = True, False  # recompute: keep less for the gradient, compute it again
         self.train_only(())
 
     @property
@@ -155,10 +156,13 @@ class Model(nn.Module):
 
     def walk(self, x: Tensor, names: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Through some stages in a row: what is pooled on the way, ``[n, width]``, and what comes out of the last."""
-        pooled = [x.new_zeros(len(x), 0)]
+        if lonely(x):
+            features, x = self.walk(torch.cat([x, x]), names)
+            return features[:1], x[:1]
+        pooled = [x.new_zeros(x.shape[0], 0)]
         for name in names:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
-                x = self.stages[name](x)
+                x = through(self.stages[name], x, again=self.recompute and name in self.trained)
             if name in self.description.pool_from:
                 pooled.append(self.pool(x))
         return torch.cat(pooled, 1), x

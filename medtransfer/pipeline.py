@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from medtransfer import masks
 from medtransfer.cohort import Cohort
 from medtransfer.config import Experiment, sections
-from medtransfer.errors import ConfigError, GateError, RunError
+from medtransfer.errors import ConfigError, GateError
+from medtransfer.export.opened import Exported, open_exported
 from medtransfer.folds import FoldDone
+from medtransfer.masks_external import external_name, validate_masks
 from medtransfer.metrics.names import LABELS
 from medtransfer.parallel import computing
 from medtransfer.run import Run, make_folder, read_state, write, write_private
@@ -41,10 +42,14 @@ class Result:
 def load_cohort(experiment: Experiment, *, store: Path | None = None, progress: bool = True) -> Cohort:
     """The cohort of a config; ``store`` keeps the scan of a dump for the next time."""
     arguments = experiment.arguments("cohort")
+    if experiment.top.task == "segmentation":
+        arguments["covariates"] = (*arguments["covariates"], *(experiment.settings["evaluate"].beside or ()))
     if experiment.cohort_key == "csv":
         return Cohort.from_csv(**arguments)
     if experiment.cohort_key == "medmnist":
         return Cohort.from_medmnist(**arguments)
+    if experiment.cohort_key == "dicomweb":
+        return Cohort.from_dicomweb(**arguments, progress=progress)
     with computing(experiment.top.backend):
         return Cohort.from_dicom(**arguments, scan_store=store, progress=progress)
 
@@ -77,7 +82,7 @@ def make_recipe(experiment: Experiment, model: Model, n: int) -> Recipe:
 def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
     """Everything short of training, checked: what ``--dry-run`` prints; of a segmentation also as ``text``."""
     from medtransfer.cost import cost_of_training
-    from medtransfer.dryrun import cache_sizes
+    from medtransfer.dryrun import cache_sizes, memory_of
     from medtransfer.fit import check_fit
     from medtransfer.reasons import reasons
 
@@ -105,6 +110,7 @@ def plan(experiment: Experiment, *, progress: bool = True) -> dict[str, Any]:
         "recipe": recipe.model_dump(),
         "plan": recipe.describe(model),
         "caches": cache_sizes(model, recipe, augment, split, shape, len(cohort)),
+        "memory": memory_of(model, recipe, shape, masks._device(experiment), len(cohort)),
         "reasons": reasons(recipe) if experiment.settings["recipe"] is None else "",
         "cost": cost.to_record(),
         "out": experiment.top.out,
@@ -255,7 +261,7 @@ def again(folder: str | Path, *, changes: tuple[str, ...] = (), progress: bool =
 
 def external_cohort(
     experiment: Experiment,
-    run: Run,
+    classes: Sequence[str] | None,
     table: str | None,
     *,
     root: str | None = None,
@@ -263,10 +269,12 @@ def external_cohort(
     labels: str | None = None,
     progress: bool = True,
 ) -> Cohort:
-    """The cohort of an external validation, its classes those of the run.
+    """The cohort of an external validation.
 
     Parameters
     ----------
+    classes : sequence of str or None
+        Those of the run; None for masks.
     table : path or None
         A table of images, whose columns are called as in training; or a YAML file with a ``cohort`` section.
     root : path or None
@@ -288,7 +296,8 @@ def external_cohort(
         known = sections(key)["cohort"].model_fields
         section = {k: v for k, v in experiment.raw["cohort"].items() if k in known and k not in sources}
         section |= {"csv": table, "root": root or "."} if dicom is None else {"dicom": dicom, "labels": labels}
-    section.setdefault("classes", list(run.cohort.classes))
+    if classes is not None:
+        section.setdefault("classes", list(classes))
     return load_cohort(experiment.with_cohort(section, name="the external cohort"), progress=progress)
 
 
@@ -305,7 +314,7 @@ def validate(
     changes: tuple[str, ...] = (),
     command: str = "",
     progress: bool = True,
-) -> list[Result]:
+) -> Sequence[Result | masks.MaskResult]:
     """External validation of a finished run, reported in ``external-<name>`` of its folder.
 
     Returns
@@ -319,9 +328,20 @@ def validate(
 
     if recalibrate is not None:
         check_share(recalibrate)  # before anything is read
+    called = external_name(name, str(table or dicom))
+    if masks.segments(folder):
+        if recalibrate is not None:
+            raise ConfigError("masks have no probabilities to recalibrate", where="--recalibrate", fix="leave it out")
+        asked_again = any(c.split("=")[0].strip().startswith("evaluate.beside") for c in changes)
+        experiment = stored_experiment(folder, changes=changes if asked_again else (*changes, "evaluate.beside=null"))
+        known = load_cohort(stored_experiment(folder), progress=progress)
+        cohort = external_cohort(experiment, None, table, root=root, dicom=dicom, labels=labels, progress=progress)
+        cohort = replace(cohort, name=called)
+        return [validate_masks(folder, experiment, known, cohort, accept=accept, command=command, progress=progress)]
     run, experiment = reopen(folder, changes=changes, progress=progress)
-    cohort = external_cohort(experiment, run, table, root=root, dicom=dicom, labels=labels, progress=progress)
-    called = re.sub(r"[^A-Za-z0-9_-]+", "-", name or Path(str(table or dicom)).stem).strip("-") or "cohort"
+    cohort = external_cohort(
+        experiment, run.cohort.classes, table, root=root, dicom=dicom, labels=labels, progress=progress
+    )
     cohort = replace(cohort, name=called)
     findings = audit(cohort, accept=experiment.settings["audit"].accept, progress=progress)
     findings.raise_for_errors()
@@ -354,41 +374,26 @@ def gate(evaluation: Evaluation | Segmented, at_least: float | None) -> None:
         )
 
 
-def predict_files(folder: str | Path, images: Sequence[str], *, progress: bool = True) -> str:
+def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progress: bool = True) -> str:
     """CSV of probabilities, or predicted values, for new images, in the order given; folds are averaged.
 
-    A run on bags takes folders, each with the images of one case. Rows carry their number and a pseudonym, not the
-    file's name, which may be a patient's.
+    ``folder`` is a finished run or what :func:`medtransfer.export.export` wrote. Where it was trained on bags, images
+    are folders, one a case. Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
     """
     import csv
     import io
 
-    import numpy as np
-
-    from medtransfer.cohort import Case
+    from medtransfer.cohort import Case, images_of
     from medtransfer.dataset import Prepared
-    from medtransfer.predict import probabilities
-    from medtransfer.prepare import Prepare
-    from medtransfer.run import load_checkpoint
 
-    folder = Path(folder)
-    state = read_state(folder)
-    several = bool(state["asked"].get("bag"))
-    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), images_of(Path(i)) if several else Path(i))
+    model = open_exported(folder)
+    cases = [Case(str(Path(i).resolve()), str(Path(i).resolve()), images_of(Path(i)) if model.card.bag else Path(i))
              for i in images]  # fmt: skip
-    prepared = Prepared(cases, Prepare(**state["asked"]["prepare"]), progress=progress)
-    checkpoints = sorted(folder.glob("fold-*/model.safetensors"))
-    if state["status"] != "complete":
-        raise RunError("the run is not complete", where=folder.name, fix="run the training command again: it goes on")
-    found = np.mean([probabilities(load_checkpoint(c), prepared, range(len(cases))) for c in checkpoints], axis=0)
+    prepared = Prepared(cases, model.card.preparation(), progress=progress)
+    found = model.says(prepared, range(len(cases)), progress=progress)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "case", *(f"p:{c}" for c in state["asked"]["classes"])])
+    writer.writerow(["row", "case", *(f"p:{c}" for c in model.card.names)])
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
         writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
     return text.getvalue()
-
-
-def images_of(path: Path) -> tuple[Path, ...]:
-    """The images of a bag: the files of a folder, or the one file."""
-    return tuple(sorted(p for p in path.iterdir() if not p.name.startswith("."))) if path.is_dir() else (path,)

@@ -31,9 +31,13 @@ def probabilities(
     """
     from tqdm import tqdm
 
+    from medtransfer.capacity import at_once
+
     prepared.load(indices)
     model = model.to(device).eval()
     indices, parts = list(indices), []
+    if indices:
+        batch_size = at_once(model, prepared.one(indices[0]).shape, device, most=batch_size)
     bar = tqdm(total=len(indices), desc="predict", unit="case", disable=None if progress else True)
     with bar:
         for start in range(0, len(indices), batch_size):

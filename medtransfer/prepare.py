@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -113,28 +114,24 @@ class Prepare(BaseModel):
         PrepareError
             Where the image does not have the dimensions, spacing or modality that the settings ask for.
         """
+        return self.planes(image, where=where).read()
+
+    def planes(self, image: Image, *, where: str = "") -> Planes:
+        """The same without computing it yet: planes of the first axis on demand, for volumes larger than memory.
+
+        Raises
+        ------
+        PrepareError
+            As above.
+        """
         self._check(image, where)
         stored, padding = _oriented(image)
         stored = stored if image.rgb else stored[..., None]
         window = self._ranges(image, stored, padding, where)
         steps = self._grid(image, stored.shape)
-        needed = tuple(part for part, _ in steps)  # nothing outside is touched again
-        array = self._gray(image, stored[needed].astype(np.float32))
-        empty = _empty(array, None if padding is None else padding[needed])
-        if empty is not None:
-            array[empty] = window[0][1] if image.inverted else window[0][0]
-        # shown values first, then the grid: a display too windows before it scales, and a clipped
-        # extreme does not bleed into its neighbours
-        channels = [_shown(array if len(window) == 1 else array.copy(), low, high) for low, high in window]
-        shown = np.moveaxis(channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1), -1, 0)
-        if image.inverted:
-            shown = 1 - shown
-        for axis, (_, change) in enumerate(steps, start=1):
-            if isinstance(change, np.ndarray):
-                shown = np.moveaxis(np.tensordot(change, shown, axes=(1, axis)), 0, axis)
-            elif change is not None:
-                shown = np.pad(shown, [change if a == axis else (0, 0) for a in range(shown.ndim)], mode="edge")
-        return np.ascontiguousarray(shown, dtype=np.float32)
+        channels = (stored.shape[-1] if not self.gray else 1) * len(window)
+        size = self.size if self.dims == 2 else self.size[::-1]
+        return Planes(self, image, stored, padding, window, tuple(steps), (channels, *size))
 
     def _check(self, image: Image, where: str) -> None:
         if (image.kind == "volume" and self.dims != 3) or (image.kind == "image" and self.dims != 2):
@@ -219,6 +216,46 @@ class Prepare(BaseModel):
         return [_axis(n, m, step) for n, m, step in zip(shape, size, steps, strict=False)]
 
 
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """A prepared image that is computed when it is asked for; made by :meth:`Prepare.planes`.
+
+    ``shape`` is that of the whole, ``[channels, ...]``. What :meth:`read` gives does not depend on how it is cut, but
+    for rounding.
+    """
+
+    prepare: Prepare
+    image: Image
+    stored: NDArray[np.generic]
+    padding: NDArray[np.bool_] | None
+    window: tuple[Window, ...]
+    steps: tuple[tuple[slice, Change], ...]
+    shape: tuple[int, ...]
+
+    def read(self, first: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """Planes ``[channels, end - first, ...]`` of the first axis."""
+        rows, change = _cut(*self.steps[0], first, self.shape[1] if end is None else end)
+        steps = [(rows, change), *self.steps[1:]]
+        needed = tuple(part for part, _ in steps)  # nothing outside is touched
+        array = self.prepare._gray(self.image, self.stored[needed].astype(np.float32))
+        inverted, window = self.image.inverted, self.window
+        empty = _empty(array, None if self.padding is None else self.padding[needed])
+        if empty is not None:
+            array[empty] = window[0][1] if inverted else window[0][0]
+        # shown values first, then the grid: a display too windows before it scales, and a clipped
+        # extreme does not bleed into its neighbours
+        channels = [_shown(array if len(window) == 1 else array.copy(), low, high) for low, high in window]
+        shown = np.moveaxis(channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1), -1, 0)
+        if inverted:
+            shown = 1 - shown
+        for axis, (_, change) in enumerate(steps, start=1):
+            if isinstance(change, np.ndarray):
+                shown = np.moveaxis(np.tensordot(change, shown, axes=(1, axis)), 0, axis)
+            elif change is not None:
+                shown = np.pad(shown, [change if a == axis else (0, 0) for a in range(shown.ndim)], mode="edge")
+        return np.ascontiguousarray(shown, dtype=np.float32)
+
+
 # samples repeated before and after, a matrix of weights, or nothing
 Change = tuple[int, int] | NDArray[np.float32] | None
 
@@ -233,6 +270,26 @@ def _axis(n: int, m: int, step: float | None) -> tuple[slice, Change]:
     used = np.flatnonzero(matrix.any(axis=0))
     part = slice(int(used[0]), int(used[-1]) + 1)
     return part, np.ascontiguousarray(matrix[:, part])
+
+
+def _cut(part: slice, change: Change, first: int, end: int) -> tuple[slice, Change]:
+    """What :func:`_axis` found, for some of the new samples.
+
+    Examples
+    --------
+    >>> _cut(slice(0, 4), (2, 0), 1, 4), _cut(slice(0, 4), (2, 0), 0, 1), _cut(slice(3, 9), None, 2, 4)
+    ((slice(0, 2, None), (1, 0)), (slice(0, 1, None), (0, 0)), (slice(5, 7, None), None))
+    """
+    if isinstance(change, np.ndarray):
+        rows = change[first:end]
+        used = np.flatnonzero(rows.any(axis=0))
+        low, high = int(used[0]), int(used[-1]) + 1
+        return slice(part.start + low, part.start + high), np.ascontiguousarray(rows[:, low:high])
+    before, n = change[0] if change is not None else 0, part.stop - part.start
+    low, high = (min(max(i - before, 0), n - 1) for i in (first, end - 1))
+    again = min(max(before - first, 0), end - first - 1)  # times that the first of them is repeated
+    pads = (again, end - first - again - (high + 1 - low))
+    return slice(part.start + low, part.start + high + 1), None if change is None else pads
 
 
 def _empty(array: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

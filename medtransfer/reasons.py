@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medtransfer.recipe import Recipe
+from medtransfer.recipe import Recipe, Task
 
 _WHY: dict[str, tuple[str, str]] = {
     "method": (
@@ -27,8 +27,9 @@ _WHY: dict[str, tuple[str, str]] = {
     "backbone_lr_scale": ("pretrained stages move less than the new head", "fastai, BiT"),
     "layer_decay": ("early stages are general and move least", "timm, MAE: .75"),
     "epochs": ("about 750 steps, whatever the size", "BiT-HyperRule: 500 steps for small sets"),
-    "batch_size": ("what a small GPU and a CPU hold", "common practice"),
+    "batch_size": ("where memory is short, fewer at once with gradients added up", "common practice"),
     "accumulate": ("the batch is large enough as it is", "common practice"),
+    "checkpoint": ("only where two cases do not fit otherwise: it costs a third of the time", "arXiv 1604.06174"),
     "schedule": ("cosine after warm-up; polynomial for segmentation", "AutoGluon; nnU-Net"),
     "warmup": ("a tenth of the steps", "AutoGluon"),
     "weight_decay": ("mild, not for biases and normalisation", "AutoGluon"),
@@ -52,7 +53,26 @@ _WHY: dict[str, tuple[str, str]] = {
 }
 
 
-def reasons(recipe: Recipe) -> str:
+_OF_MASKS: dict[str, tuple[str, str]] = {  # what a segmentation does for another reason
+    "method": ("encoder and decoder learn together: every voxel is a label", "nnU-Net, doi 10.1038/s41592-020-01008-z"),
+    "start": ("a decoder is not solved for", "none"),
+    "unfreeze_from": ("nothing is frozen", "nnU-Net"),
+    "freeze_epochs": ("none; with few cases and a pretrained encoder try finetune", "2202.10054"),
+    "lr": ("of encoder and decoder; AdamW", "measured on the hippocampus set"),
+    "backbone_lr_scale": ("the encoder learns as fast as the decoder", "nnU-Net"),
+    "layer_decay": ("the same for all stages", "nnU-Net"),
+    "epochs": ("5,000 to 10,000 batches with the plan's steps an epoch, whatever the size", "measured"),
+    "batch_size": ("the plan's counts: patches a step", "plan.yaml"),
+    "patience": ("never before the end: with a rate that falls to zero the best comes last", "nnU-Net: 1,000 epochs"),
+    "average": ("the moving average does it", "arXiv 1803.05407"),
+    "ema": (
+        "weights averaged over some 500 steps, a tenth of the shortest training; less at its beginning",
+        "Polyak and Juditsky 1992",
+    ),
+}
+
+
+def reasons(recipe: Recipe, task: Task = "classification") -> str:
     """A table of a recipe's choices: value, reason, source.
 
     Examples
@@ -64,6 +84,7 @@ def reasons(recipe: Recipe) -> str:
     """
     solved = ("method", "class_weights", "views", "cache")  # what else there is does not concern a solved head
     names = solved if recipe.method == "logistic" else tuple(_WHY)
-    rows = [(name, str(getattr(recipe, name)), *_WHY[name]) for name in names]
+    why = _WHY | (_OF_MASKS if task == "segmentation" else {})
+    rows = [(name, str(getattr(recipe, name)), *why[name]) for name in names]
     first, second = (max(len(row[i]) for row in rows) for i in (0, 1))
-    return "\n".join(f"{n:<{max(14, first)}} {v:<{second}}  {why} [{source}]" for n, v, why, source in rows)
+    return "\n".join(f"{n:<{max(14, first)}} {v:<{second}}  {said} [{source}]" for n, v, said, source in rows)

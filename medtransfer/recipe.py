@@ -52,9 +52,13 @@ class Recipe(BaseModel):
         First stage that learns afterwards, by name or counted from the end (-2: the last two); None lets all of
         them learn. What lies before it is computed once.
     batch_size : int
-        Cases in memory at once.
+        Cases a batch. Where they do not fit into the memory, fewer are computed at once and their gradients added up.
     accumulate : int
         Batches whose gradients are added up before the weights move.
+    checkpoint : 'auto' or bool
+        Let blocks that learn compute their activations again in the backward pass instead of keeping them: less memory,
+        about a third more time, the same gradients (Chen et al. 2016, arXiv 1604.06174). ``auto`` does it where not
+        even two cases fit otherwise.
     schedule : {'cosine', 'one_cycle', 'poly'}
         How the rate falls after the warm-up: half a cosine; the same from a slower start (Smith 2018,
         arXiv 1803.09820); or ``(1 - t) ** 0.9`` (nnU-Net).
@@ -65,12 +69,14 @@ class Recipe(BaseModel):
     clip : float
         Largest norm of the gradient.
     patience : int
-        Epochs without a better validation loss after which a phase ends.
+        Epochs without a better validation loss after which a phase ends; of a segmentation validations, of which there
+        are about twenty.
     average : int
         How many of the best checkpoints are averaged, greedily: one that makes validation worse is left out
         (Wortsman et al. 2022, arXiv 2203.05482).
     ema : float
         Decay a step of an exponential moving average of the weights, which is then what is validated and kept; 0: none.
+        It begins with :meth:`ema_decay`, so that short trainings are not held back by where they started.
     class_weights : float
         0 counts every case alike, 1 (or true) weighs classes inversely to their frequency, between them beta of
         the effective number of samples (Cui et al. 2019, arXiv 1901.05555). Off by default: it distorts
@@ -113,6 +119,7 @@ class Recipe(BaseModel):
     unfreeze_from: Annotated[int, Field(le=-1)] | str | None = None
     batch_size: Count = 16
     accumulate: Count = 1
+    checkpoint: Literal["auto"] | bool = "auto"
     schedule: Literal["cosine", "one_cycle", "poly"] = "cosine"
     warmup: Share = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
@@ -145,7 +152,8 @@ class Recipe(BaseModel):
         """
         if task == "segmentation":
             whole = cls(method="full", freeze_epochs=0, lr=1e-3, backbone_lr_scale=1, layer_decay=1, schedule="poly")
-            few = {"batch_size": 2 if dims == 3 else 8, "epochs": max(20, min(200, 40000 // n))}
+            epochs = max(20, min(200, 40000 // n))
+            few = {"batch_size": 2 if dims == 3 else 8, "epochs": epochs, "patience": epochs, "ema": 0.998}
             return whole.model_copy(update=few)
         if n < 1000:
             return cls(method="logistic")
@@ -228,6 +236,16 @@ class Recipe(BaseModel):
             return (step + 1) / rise
         t = (step - rise) / max(1, steps - rise)
         return float((1 - t) ** 0.9) if self.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * t))
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the moving average at a step of a phase, ``(1 + step) / (10 + step)`` up to ``ema``.
+
+        Examples
+        --------
+        >>> [round(Recipe(ema=0.998).ema_decay(step), 3) for step in (0, 90, 10_000)]
+        [0.1, 0.91, 0.998]
+        """
+        return min(self.ema, (1 + step) / (10 + step))
 
     def describe(self, model: Model) -> list[dict[str, object]]:
         """What will be trained when, one entry a phase: epochs, stages, parameters that learn, peak rates."""

@@ -245,7 +245,8 @@ def page(found: Rivals) -> str:
         environment()
         .get_template("compare.html")
         .render(
-            found=found, first=first, others=others, labels=LABELS, names=names, p=say_p,
+            found=found, first=first.name, resamples=found.bootstrap, others=others,
+            labels=LABELS, names=names, p=say_p,
             values=forest([(r.name, r.values[found.primary]) for r in found.rivals], None),
             gains=forest([(r.name, r.differences[found.primary]) for r in others], 0.0),
             style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),

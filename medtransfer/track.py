@@ -17,6 +17,7 @@ from medtransfer.run import read_state, write_json
 
 if TYPE_CHECKING:
     from medtransfer.evaluate import Evaluation
+    from medtransfer.segment.evaluate import Segmented
 
 _NUMBERS = ("train_loss", "val_loss", "val_auroc", "held_out_loss", "learning_rate", "seconds")
 NOTES = "track.json"
@@ -66,10 +67,10 @@ class Tracker:
         if self._mlflow is not None:
             self._mlflow.trial(place, found, record)
 
-    def finish(self, evaluation: Evaluation) -> None:
+    def finish(self, evaluation: Evaluation | Segmented) -> None:
         """Pass the test results and the report on, once, and close what is open."""
-        told = ((k, e.value) for k, e in evaluation.estimates.items())
-        found = {f"test_{k}": float(v) for k, v in told if v is not None and _is_number(v)}
+        estimates = evaluation.estimates.items()
+        found = {f"test_{k}": e.value for k, e in estimates if e.value is not None and math.isfinite(e.value)}
         if self._writer is not None and not read_notes(self.out).get("tensorboard"):
             self._write(".", found, 0)
             write_json(self.out / NOTES, read_notes(self.out) | {"tensorboard": "written"})
@@ -230,13 +231,14 @@ def read_notes(out: Path) -> dict[str, Any]:
 
 
 def _settings(out: Path) -> dict[str, Any]:
-    """What was asked, as parameters: recipe, preparation, augmentation, model, seed, sizes; nothing before training."""
+    """What was asked, as parameters: recipe, preparation or plan, model, seed, sizes; nothing before training."""
     if not (out / "run.json").is_file():
         return {}
     asked = read_state(out)["asked"]
-    sections = ("recipe", "prepare", "augment")
-    found = {f"{s}.{k}": v for s in sections for k, v in asked[s].items() if v is not None}
-    model = {f"model.{k}": asked["model"][k] for k in ("arch", "dims", "in_channels", "classes", "task")}
+    sections = ("recipe", "prepare", "augment", "plan")
+    found = {f"{s}.{k}": v for s in sections for k, v in asked.get(s, {}).items() if v is not None}
+    keys = ("arch", "dims", "in_channels", "classes", "task")
+    model = {f"model.{k}": asked["model"][k] for k in keys if k in asked["model"]}
     folds = {"split.folds": len(asked["split"])}
     folds |= {f"split.{k}": len(part) for k, part in zip(("train", "val", "test"), asked["split"][0], strict=True)}
     return found | model | folds | {"model.weights": asked["model"]["weights"]["name"], "seed": asked["seed"]}

@@ -23,7 +23,7 @@ from medtransfer.tuned import Adapters
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history", "scale")
+_PLAIN = ("phase", "epoch", "step", "loss_sum", "kept", "waited", "history", "scale", "followed")
 
 
 class Stop(threading.Event):
@@ -59,6 +59,7 @@ class State:
     loss_sum: float = 0.0
     kept: list[tuple[float, int]] = field(default_factory=list)
     waited: int = 0
+    followed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     scale: dict[str, Any] = field(default_factory=dict)
 
@@ -116,7 +117,7 @@ class State:
         if self.phase != phase:
             if self.kept:
                 load(self.model, self.read(self.kept[0][1])[0])
-            self.phase, self.waited = phase, 0
+            self.phase, self.waited, self.followed = phase, 0, 0
             self._equip()
 
     def _equip(self) -> None:
@@ -137,9 +138,11 @@ class State:
 
     def follow(self) -> None:
         """Move the average towards the weights, after a step."""
+        decay = self.recipe.ema_decay(self.followed)
         for name, parameter in self._names().items() if self.shadow else ():
             if parameter.requires_grad:
-                self.shadow[name].lerp_(parameter.detach(), 1 - self.recipe.ema)
+                self.shadow[name].lerp_(parameter.detach(), 1 - decay)
+        self.followed += 1
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -70,9 +70,9 @@ def test_train_evaluates_reports_and_says_the_second_time_that_it_is_complete(st
     assert rows[0] == ["row", "case", "p:no", "p:yes"]
     assert len(rows) == 3
     assert "c0" not in predicted.stdout.split("\n", 1)[1]
-    exported = call("export", "run", "shared-model", cwd=study)
+    exported = call("export", "run", "--out", "shared-model", cwd=study)
     assert exported.returncode == 0, exported.stderr
-    assert json.loads((study / "shared-model" / "card.json").read_text())["classes"] == ["no", "yes"]
+    assert json.loads((study / "shared-model" / "card.json").read_text())["names"] == ["no", "yes"]
 
 
 def test_dry_run_checks_everything_and_leaves_nothing(study):

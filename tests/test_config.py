@@ -23,7 +23,7 @@ out: runs/nodule
 """
 
 
-@pytest.mark.parametrize("key", ["csv", "dicom", "medmnist"])
+@pytest.mark.parametrize("key", ["csv", "dicom", "dicomweb", "medmnist"])
 def test_every_section_is_the_signature_of_its_function(key):
     from medtransfer import Cohort, load_model, split_by_patient
     from medtransfer.judge import judge

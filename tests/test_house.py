@@ -11,21 +11,22 @@ ROOT = Path(medtransfer.__file__).parent
 
 # data walk down this list; a file imports from files above it only
 ROOMS = [
-    "__init__", "errors", "parallel", "yamltext", "image", "pseudonym", "table", "predictions", "io", "cohort",
-    "split", "folds", "cache", "claims", "audit", "prepare", "augment", "dataset",
-    "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
+    "__init__", "errors", "parallel", "yamltext", "image", "pseudonym", "table", "predictions", "io", "deid", "cache",
+    "pacs", "cohort", "split", "folds", "claims", "audit", "prepare", "augment", "dataset",
+    "memory", "checkpoints", "weights", "compact", "backbones", "volume", "stem", "witness", "adapt", "heads", "model",
     "fastform", "certify",
-    "tuned", "recipe", "sharding", "reasons", "boundary", "features", "predict", "explain", "run", "training",
-    "losses", "linear",
-    "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "export", "probes", "groups",
+    "tuned", "recipe", "sharding", "reasons", "capacity", "boundary", "features", "predict", "explain", "run",
+    "training", "losses", "linear",
+    "team", "metrics", "loop", "fit", "out", "segment", "estimators", "trials", "search", "probes", "groups",
     "controls", "robustness", "enough", "decisions", "evaluate", "strategies", "track", "report", "rivals", "judge",
-    "external", "contour", "config", "dryrun", "cost", "masks", "pipeline", "bulk", "refine", "phantom", "demo",
-    "cli_predict", "cli_refine", "cli_weights", "cli", "__main__",
+    "external", "contour", "export", "config", "dryrun", "cost", "masks", "masks_external", "pipeline", "bulk", "view",
+    "refine", "share", "phantom", "demo",
+    "cli_predict", "cli_refine", "cli_view", "cli_share", "cli_weights", "cli_pacs", "cli", "__main__",
 ]  # fmt: skip
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
     "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_measure": "evaluate", "_mistakes": "evaluate",
-    "_copies": "audit", "_thorax": "phantom",
+    "_join_masks": "cohort", "_copies": "audit", "_thorax": "phantom",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
          "highdicom", "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip

@@ -85,7 +85,6 @@ def test_from_config_to_report_to_new_masks(balls, tmp_path):
         assert (run / "segmentation.csv").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in run.glob("fold-*/model.safetensors")} == models
     assert call("evaluate", run, "-q", "--at-least", "1.01").exit_code == 5
-    assert call("export", run, tmp_path / "out").exit_code == 2
 
     source = balls / "image3.nii.gz"
     made = call("predict", run, source, "--out", tmp_path / "new")
@@ -256,8 +255,10 @@ def test_what_is_given_changes_the_rest_of_the_plan():
     small = resolve(found, {"patch": (24, 24, 8)})
     assert small.patch == (24, 24, 8)
     assert all(p % np.prod([s[i] for s in small.strides]) == 0 for i, p in enumerate(small.patch))
+    flat = resolve(found, {"patch": (24, 24)})  # the slices of the volumes
+    assert (flat.dims, flat.patch, flat.spacing_mm) == (2, (24, 24), (1, 1))
     with pytest.raises(ConfigError):
-        resolve(found, {"patch": (24, 24)})
+        resolve(found, {"patch": (24, 24, 24, 24)})
     with pytest.raises(ConfigError):
         resolve(found, {"spacing_mm": (1, 1)})
 

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 import medtransfer as mt
 from medtransfer.config import Experiment
 from medtransfer.errors import MedTransferError
-from medtransfer.export import export_model
+from medtransfer.export import export
 from medtransfer.pipeline import predict_files, train
 
 CANARIES = {
@@ -101,7 +101,7 @@ def test_nothing_that_identifies_leaves(dump, tmp_path_factory, monkeypatch, cap
     result = train(experiment(dump, run), command="medtransfer train", progress=False)
     print(result.evaluation, result.run, result.run.cohort, result.run.cohort[0], result.run.split)
     (base / "predicted.csv").write_text(predict_files(run, [str(dump / FOLDER / "canaryfile_0.dcm")], progress=False))
-    export_model(run, base / "exported")
+    export(run, base / "exported")
     damaged = dump / FOLDER / "canaryfile_3.dcm"
     raw = bytearray(damaged.read_bytes())
     damaged.write_bytes(raw[: len(raw) - 900])  # a crash: a truncated file in the dump

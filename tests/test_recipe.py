@@ -1,5 +1,7 @@
 """Recipes are pure functions of sizes and steps: no model is needed to know what they do."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,3 +69,25 @@ def test_phases_cover_all_epochs_once():
             covered = [e for a, b in recipe.phases() for e in range(a, b)]
             assert covered == list(range(9))
             assert all(len({recipe.trainable(e, STAGES) for e in range(a, b)}) == 1 for a, b in recipe.phases())
+
+
+def test_a_segmentation_is_trained_to_its_end_and_its_weights_are_averaged():
+    for n in (8, 25, 260, 1500):
+        for dims in (2, 3):
+            recipe = Recipe.for_size(n, dims=dims, task="segmentation")
+            assert recipe.patience >= recipe.epochs  # validations are at most as many as epochs
+            assert recipe.ema == 0.998
+            fewest = recipe.epochs * max(25, min(250, math.ceil(n / 16)))  # steps of a plan, with its largest batch
+            assert 1 / (1 - recipe.ema) <= 0.25 * fewest  # steps that count
+            assert recipe.lr_factor(10**4 - 1, 10**4) < 0.01
+    said = reasons(recipe, "segmentation")
+    assert all(text in said for text in ("the best comes last", "averaged over some 500 steps"))
+    assert "stop when validation" not in said
+
+
+def test_the_moving_average_forgets_where_a_short_training_started():
+    recipe, shadow = Recipe(ema=0.998), 1.0  # where it starts; every step is at 0
+    for step in range(20):
+        shadow *= recipe.ema_decay(step)
+    assert shadow < 1e-6
+    assert 0.998**20 > 0.95  # without a beginning of its own

@@ -54,7 +54,7 @@ class Tokens(nn.Module):
                 places.reshape(1, -1, *(side,) * len(grid)), size=grid, mode=mode, align_corners=True
             ).flatten(2)
         token = self.token + first if own else self.token
-        return torch.cat([token.transpose(1, 2).expand(len(x), -1, -1), x.flatten(2) + places], 2)
+        return torch.cat([token.transpose(1, 2).expand(x.shape[0], -1, -1), x.flatten(2) + places], 2)
 
 
 class Blocks(nn.Module):
@@ -131,7 +131,7 @@ class VitEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embedding(x)  # type: ignore[operator]
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)  # type: ignore[operator, arg-type, union-attr]
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)  # type: ignore[operator, arg-type, union-attr]
         for block in self.blocks:  # type: ignore[union-attr]
             x = block(x)
         return self.norm(x).transpose(1, 2)  # type: ignore[operator, no-any-return]

@@ -83,6 +83,21 @@ def is_segmentation(path: Path) -> bool:
         return False
 
 
+def segment_names(path: Path) -> dict[int, str]:
+    """Number and label of each segment that a DICOM SEG object describes, marked or not.
+
+    Raises
+    ------
+    ReadError
+        Where the object describes none.
+    """
+    found = dataset(path, pixels=False).get("SegmentSequence") or []
+    names = {int(s.get("SegmentNumber") or 0): str(s.get("SegmentLabel") or "").strip() for s in found}
+    if not names or min(names) < 0:
+        raise ReadError("the object describes no segments", where=path.name)
+    return names
+
+
 def read_segmentation(path: Path, image: Image, *, tolerance: float = 0.05) -> tuple[NDArray[np.uint8], float]:
     """The segments of a DICOM SEG object at the voxels of an image; frames may be left out where they are empty.
 

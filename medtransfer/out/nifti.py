@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medtransfer.errors import DataError
 from medtransfer.image import Image
+from medtransfer.io.mapped import scratch
 from medtransfer.io.nifti import is_nifti, read_nifti_header
 from medtransfer.io.volume import canonical
 
@@ -50,12 +51,13 @@ def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, sou
     if affine is None or labels.shape != image.spatial_shape:
         got = f"mask {labels.shape}, {image.kind} {image.spatial_shape}"
         raise DataError("the mask is not on the voxels of a volume", got=got)
-    stored: NDArray[np.uint8] = labels.astype(np.uint8)
+    stored: NDArray[np.uint8] = labels.astype(np.uint8, copy=False)
     codes = (1, 1)  # scanner coordinates
     if source is not None and is_nifti(source):
         found = read_nifti_header(source)
         shape = (*found.shape, 1, 1)[:3]
-        stored, affine = np.zeros(shape, np.uint8), found.affine
+        on_disk = isinstance(labels, np.memmap)
+        stored, affine = scratch(shape, np.uint8) if on_disk else np.zeros(shape, np.uint8), found.affine
         turned, _ = canonical(stored, affine)  # a view
         if turned.shape != labels.shape:
             raise DataError(

@@ -25,8 +25,13 @@ Card = dict[str, "str | Card"]
 
 def model_card_xml(result: Evaluation) -> str:
     """The card as XML text."""
+    return xml_text(card(result))
+
+
+def xml_text(fields: Card) -> str:
+    """A card's fields as XML text."""
     root = ElementTree.Element("AppliedModelCard", {"xmlns": NAMESPACE})
-    _add(root, card(result))
+    _add(root, fields)
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 

@@ -12,12 +12,15 @@ import numpy as np
 from markupsafe import Markup
 
 from medtransfer.metrics.intervals import Estimate
+from medtransfer.report import beside as compared
 from medtransfer.report import drawings, extras, figures
 from medtransfer.report.checklist import FIELDS, FIRST, LISTS, checklist, numbers
 from medtransfer.report.content import receipt_rows
 from medtransfer.report.figures import CYCLE, EVENT, INK, MODEL, THIRD, draw
+from medtransfer.report.masks_card import cards
 from medtransfer.report.outlines import Seen, drawing
 from medtransfer.report.sections import Section
+from medtransfer.report.viewer import embedded
 from medtransfer.report.words import Words
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ def write_masks_report(
     language: Literal["en", "de", "fr", "es"] = "en",
     pdf: bool = False,
 ) -> Path:
-    """Write the page of a segmentation: one file, no request leaves it.
+    """Write the page of a segmentation, one file that no request leaves, and its model cards beside it.
 
     Parameters
     ----------
@@ -77,10 +80,11 @@ def write_masks_report(
 
     path = Path(path)
     w = words_of(language)
-    html = render(w, view(result, seen, record, w, bootstrap=bootstrap, seed=seed))
-    files: dict[str, str | bytes] = {path.name: html}
+    found = view(result, seen, record, w, bootstrap=bootstrap, seed=seed)
+    viewer = embedded([s.scene for s in seen if s.scene], result.structures, w)
+    files: dict[str, str | bytes] = {path.name: render(w, found | {"viewer": viewer}), **cards(found, w)}
     if pdf:
-        files[path.with_suffix(".pdf").name] = printed(html)
+        files[path.with_suffix(".pdf").name] = printed(render(w, found))
     replace_files(path.parent, files)
     return path
 
@@ -90,6 +94,7 @@ def view(
 ) -> dict[str, Any]:
     """All that the templates need, by name."""
     from medtransfer import __version__
+    from medtransfer.metrics.names import LABELS
 
     author = {k: str(v) for k, v in (record.get("author") or {}).items() if v}
     shown = _structures(result)
@@ -97,15 +102,18 @@ def view(
     patients = len(set(result.patients))
     facts = SimpleNamespace(
         record=record, threshold=None, estimates=result.panel.estimates, per_class={}, subgroups=[], recalibrated=None,
-        predictions=SimpleNamespace(part="test"), primary="dice", controls=[], seed=seed, bootstrap=bootstrap,
-        counts=SimpleNamespace(cases=len(result.cases), patients=patients, folds=_folds(record)),
+        predictions=SimpleNamespace(part=str(record.get("part") or "test"), classes=result.structures),
+        primary="dice", controls=[], seed=seed, bootstrap=bootstrap,
+        checks=[SimpleNamespace(name=name, status=status, text=text) for name, status, text in checks],
+        counts={"cases": len(result.cases), "patients": patients, "folds": _folds(record)},
     )  # fmt: skip
     estimates = [e for row in (result.panel.estimates, *result.rows) for e in row.values()]
     dice = result.panel.estimates["dice"]
     found: dict[str, Any] = {
         "w": w,
         "result": facts,
-        "sections": SECTIONS,
+        "sections": _sections(result),
+        "beside": compared.content(result, w),
         "title": str(record.get("title") or w.plain("page.title")),
         "synthetic": bool(record.get("synthetic")),
         "record": {k: v for k, v in record.items() if k != "history"},
@@ -124,17 +132,30 @@ def view(
         "version": str(record.get("version") or __version__),
         "verdict": _verdict(checks, dice, w),
         "dice": dice,
+        "task": "segmentation",
+        "classes": result.structures,
+        "e": result.panel.estimates,
+        "labels": LABELS,
+        "none_word": w.plain("word.not_recorded"),
         "checks": checks,
         "segmentation": shown,
         "volumes": _volumes(result),
         "rows": list(zip(result.structures, result.rows, strict=True)),
         "seen": [(s, [(w.plain(f"plane.{v.plane}"), drawing(v, w, s.case)) for v in s.views]) for s in seen],
+        "scenes": [s.scene for s in seen if s.scene],
         "points": Markup("null"),
         "methods": w.methods(estimates),
         "checklist": _checklist(facts, author),
         "fig": _figures(shown, record, w),
     }
     return found
+
+
+def _sections(result: Segmented) -> list[Section]:
+    """With a comparison where one was asked for."""
+    at = [s.id for s in SECTIONS].index("segmentation") + 1
+    more = [Section("beside", "_masks_beside.html", "beside")] if result.beside else []
+    return [*SECTIONS[:at], *more, *SECTIONS[at:]]
 
 
 def _structures(result: Segmented) -> dict[str, Any]:

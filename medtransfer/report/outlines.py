@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from medtransfer.image import Image
 from medtransfer.report.drawings import png
+from medtransfer.report.volumes import LIMIT, Scene, around, scene, window_of
 from medtransfer.report.words import Words
 
 Labels = NDArray[np.uint8]
 Lines = tuple[NDArray[np.float64], ...]
 PLANES = ("sagittal", "coronal", "axial")  # across the first, second and third axis of a volume
-MARGIN = 10  # least voxels around the structures
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +41,21 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A case as the report shows it: pseudonym, mean Dice of its structures, and its planes."""
+    """A case as the report shows it: pseudonym, mean Dice of its structures, its planes, and its volumes."""
 
     case: str
     dice: float
     views: tuple[View, ...] = field(repr=False)
+    scene: Scene | None = field(default=None, repr=False)
 
 
-def look(case: str, dice: float, image: Image, reference: Labels, predicted: Labels) -> Seen:
+def look(
+    case: str, dice: float, image: Image, reference: Labels, predicted: Labels, *, limit: int = LIMIT // 10
+) -> Seen:
     """Cut the planes in which reference and prediction differ in most voxels, around the structures.
 
-    Axial and coronal planes have the patient's right on the left, sagittal ones the front.
+    Axial and coronal planes have the patient's right on the left, sagittal ones the front. The volumes around the
+    structures take at most ``limit`` characters of the page; 0 leaves them out.
 
     Examples
     --------
@@ -67,10 +71,13 @@ def look(case: str, dice: float, image: Image, reference: Labels, predicted: Lab
     differ = reference != predicted
     if not differ.any():
         differ = reference > 0
-    box = _around((reference > 0) | (predicted > 0))
-    low, high = _window(array[box])
+    box = around((reference > 0) | (predicted > 0))
+    low, high = window_of(array[box])
     if reference.ndim == 2:
         return Seen(case, dice, (_view("image", array[box], reference[box], predicted[box], spacing, low, high),))
+    if not differ.any():  # nothing is marked: the planes through the middle
+        differ = np.zeros(differ.shape, bool)
+        differ[tuple(n // 2 for n in differ.shape)] = True
     views = []
     for axis in (2, 1, 0):
         others = tuple(a for a in range(3) if a != axis)
@@ -79,25 +86,8 @@ def look(case: str, dice: float, image: Image, reference: Labels, predicted: Lab
         grey = array[cut][::-1, ::-1].T
         ours, theirs = (np.ascontiguousarray(a[cut][::-1, ::-1].T) for a in (reference, predicted))
         views.append(_view(PLANES[axis], grey, ours, theirs, (spacing[others[1]], spacing[others[0]]), low, high))
-    return Seen(case, dice, tuple(views))
-
-
-def _around(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """A box around a mask with room on every side; all of the image where the mask is empty."""
-    if not mask.any():
-        return (slice(None),) * mask.ndim
-    box = []
-    for axis, n in enumerate(mask.shape):
-        at = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        first, last = int(at[0]), int(at[-1]) + 1
-        room = max(MARGIN, (last - first) // 2)
-        box.append(slice(max(0, first - room), min(n, last + room)))
-    return tuple(box)
-
-
-def _window(values: NDArray[np.generic]) -> tuple[float, float]:
-    low, high = (float(v) for v in np.percentile(values.astype(np.float64), (0.5, 99.5)))
-    return low, high if high > low else low + 1
+    masks = {"reference": reference, "predicted": predicted}
+    return Seen(case, dice, tuple(views), scene(case, image, masks, limit=limit) if limit else None)
 
 
 def _view(

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,10 +109,16 @@ def page(result: Evaluation, words: Words) -> str:
 
 def render(words: Words, view: dict[str, Any]) -> str:
     """A page from what its sections need: style, scripts and their hash are put into it."""
-    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("slider.js", "cases.js"))
+    names = ("slider.js", "cases.js", *(("viewer.js",) if view.get("viewer") else ()))
+    return rendered("report.html", names, words, view)
+
+
+def rendered(template: str, scripts: Sequence[str], words: Words, view: Mapping[str, Any]) -> str:
+    """A template as text, its scripts allowed by their hash."""
+    script = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    page = _environment(words, html=True).get_template("report.html")
+    page = _environment(words, html=True).get_template(template)
     return page.render(**view, script=script, script_hash=digest, style=style)
 
 
@@ -150,7 +156,12 @@ def model_card(result: Evaluation, words: Words) -> str:
     """The model card as Markdown text."""
     from medtransfer.report.content import content
 
-    return _environment(words, html=False).get_template("model_card.md").render(**content(result, words, drawn=False))
+    return card_text(content(result, words, drawn=False), words)
+
+
+def card_text(view: Mapping[str, Any], words: Words) -> str:
+    """The Markdown card of what the templates need."""
+    return _environment(words, html=False).get_template("model_card.md").render(**view)
 
 
 def words_of(language: str) -> Words:

@@ -19,7 +19,10 @@ from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, plain
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.panel import Panel
 from medtransfer.metrics.segmentation import segmentation, segmentation_difference
+from medtransfer.segment.beside import Beside
+from medtransfer.segment.made import Made
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.room import read_image
 from medtransfer.segment.run import SegmentationRun
 from medtransfer.split import Part
 
@@ -42,6 +45,8 @@ class Segmented:
         Estimates of each structure.
     tolerance_mm : float
         Of the surface Dice.
+    beside : tuple of Beside
+        Other tools' Dice on the same cases, from columns of the cohort's table.
     """
 
     cases: tuple[str, ...]
@@ -50,6 +55,7 @@ class Segmented:
     panel: Panel
     rows: list[dict[str, Estimate]]
     tolerance_mm: float
+    beside: tuple[Beside, ...] = ()
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -93,7 +99,8 @@ class Segmented:
     def to_json(self) -> dict[str, object]:
         """Estimates over all structures and of each, as plain JSON types."""
         each = {n: _record(r) for n, r in zip(self.structures, self.rows, strict=True)}
-        return {"tolerance_mm": self.tolerance_mm, "all": _record(self.panel.estimates), "structures": each}
+        found = {"tolerance_mm": self.tolerance_mm, "all": _record(self.panel.estimates), "structures": each}
+        return found | ({"beside": [b.to_json() for b in self.beside]} if self.beside else {})
 
     def summary(self) -> str:
         """Dice, surface Dice, HD95 and misses of each structure, a line each."""
@@ -101,6 +108,7 @@ class Segmented:
         for name, row in zip(self.structures, self.rows, strict=True):
             shown = ", ".join(f"{k} {row[k]}" for k in ("dice", "nsd", "hd95", "missed") if k in row)
             lines.append(f"{name}: {shown}")
+        lines += [str(b) for b in self.beside]
         return "\n".join(lines)
 
     __str__ = summary
@@ -123,23 +131,33 @@ def predict_masks(
     fold : int or None
         Whose model speaks; None takes the part's, or all of them for other cases.
     out : path or None
-        Folder for ``<pseudonym>.nii.gz``.
+        Folder for ``<pseudonym>.nii.gz`` and the names of the labels. Masks that this run has written there from the
+        same images are used again (:class:`medtransfer.segment.made.Made`).
 
     Yields
     ------
     index, image, labels
     """
+    from medtransfer.out.names import write_names
     from medtransfer.out.nifti import write_mask
 
     if fold is None and isinstance(part, Part):
         fold = part.fold
+    folds = None if fold is None else [fold]
+    made = None if out is None else Made(run, out)
     for index in part:
         case = run.cohort.cases[index]
-        image = case.read()
-        labels = run.segment(image, folds=None if fold is None else [fold], where=case.alias)
-        if out is not None and image.geometry.affine is not None:
-            source = case.image if isinstance(case.image, Path) else None
-            write_mask(labels, image, Path(out) / f"{case.alias}.nii.gz", source=source)
+        image = read_image(case)
+        kept = made if image.geometry.affine is not None else None
+        labels = None if kept is None else kept.get(case, image, folds)
+        if labels is None:
+            labels = run.segment(image, folds=folds, where=case.alias)
+            if kept is not None:
+                source = case.image if isinstance(case.image, Path) and case.image.is_file() else None
+                write_mask(labels, image, kept.path(case), source=source)
+                kept.put(case, image, folds)
+        if kept is not None and not (kept.folder / "labels.txt").is_file():
+            write_names(kept.folder, run.structures)
         yield index, image, labels
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,18 @@ class Fingerprint:
     intensity: tuple[float, float] = (0.0, 1.0)
     share: tuple[float, ...] = ()
     channels: int = 1
+
+    def in_slices(self) -> Fingerprint:
+        """Of the axial slices of volumes, (rows, columns).
+
+        Examples
+        --------
+        >>> found = Fingerprint(n=5, shape=(60, 80, 20), spacing_mm=(1.0, 0.9, 3.0)).in_slices()
+        >>> found.shape, found.spacing_mm
+        ((80, 60), (0.9, 1.0))
+        """
+        spacing, finest = (None if v is None else (v[1], v[0]) for v in (self.spacing_mm, self.finest_mm))
+        return replace(self, shape=(self.shape[1], self.shape[0]), spacing_mm=spacing, finest_mm=finest)
 
     def to_record(self) -> dict[str, object]:
         """As plain types."""

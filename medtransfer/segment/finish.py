@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.segment.masks import read_pair
+from medtransfer.segment.room import zeros
 
 if TYPE_CHECKING:
     from medtransfer.segment.run import SegmentationRun
@@ -33,7 +34,7 @@ def dice(found: Labels, reference: Labels, classes: int) -> list[float]:
     return [float(2 * b / w) if w else float("nan") for b, w in zip(both, whole, strict=True)]
 
 
-def apply_finish(labels: Labels, rule: Mapping[str, Any], voxel_mm3: float) -> Labels:
+def apply_finish(labels: Labels, rule: Mapping[str, Any], voxel_mm3: float, *, in_place: bool = False) -> Labels:
     """Clear the components that a rule takes away.
 
     Parameters
@@ -44,6 +45,9 @@ def apply_finish(labels: Labels, rule: Mapping[str, Any], voxel_mm3: float) -> L
         cleared, or nothing.
     voxel_mm3 : float
         1 where the voxel size is not known.
+    in_place : bool
+        Change ``labels`` itself. Components are looked for in the box around a structure, so that a large volume needs
+        little memory.
 
     Examples
     --------
@@ -52,16 +56,38 @@ def apply_finish(labels: Labels, rule: Mapping[str, Any], voxel_mm3: float) -> L
     """
     from scipy import ndimage
 
-    result = labels.copy()
+    result = labels if in_place else labels.copy()
     for name, what in rule.items():
-        components, count = ndimage.label(labels == int(name))
-        if not what or not count:
+        box = box_of(labels, int(name)) if what else None
+        if box is None:
             continue
-        sizes = np.bincount(components.ravel())
+        shape = labels[box].shape
+        there = np.equal(labels[box], int(name), out=zeros(shape, np.bool_))
+        count = int(ndimage.label(there, output=(components := zeros(shape, np.int32))))
+        sizes = np.sum([np.bincount(plane.ravel(), minlength=count + 1) for plane in components], axis=0)
         sizes[0] = 0
         kept = np.arange(len(sizes)) == sizes.argmax() if what == "largest" else sizes * voxel_mm3 >= float(what)
-        result[(components > 0) & ~kept[components]] = 0
+        for part, plane in zip(result[box], components, strict=True):
+            part[(plane > 0) & ~kept[plane]] = 0
     return result
+
+
+def box_of(labels: Labels, value: int) -> tuple[slice, ...] | None:
+    """The box around the voxels of a value, looked for plane by plane; None where there are none.
+
+    Examples
+    --------
+    >>> box_of(np.array([[0, 0, 0], [0, 2, 2]], np.uint8), 2), box_of(np.zeros((2, 2), np.uint8), 1)
+    ((slice(1, 2, None), slice(1, 3, None)), None)
+    """
+    there = [np.zeros(n, np.bool_) for n in labels.shape]
+    for i, plane in enumerate(labels):
+        hit = plane == value
+        there[0][i] = hit.any()
+        for axis, seen in enumerate(there[1:] if there[0][i] else ()):
+            seen |= hit.any(axis=tuple(a for a in range(hit.ndim) if a != axis))
+    places = [np.flatnonzero(t) for t in there]
+    return tuple(slice(int(p[0]), int(p[-1]) + 1) for p in places) if len(places[0]) else None
 
 
 def choose_finish(run: SegmentationRun, number: int, fold: Fold) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medtransfer.image import Image
+from medtransfer.image import Geometry, Image
 from medtransfer.prepare import resampling_matrix
 from medtransfer.segment.plan import Plan
 
@@ -42,10 +43,22 @@ def to_grid(plan: Plan, image: Image, labels: Labels | None = None, *, where: st
     return array, found
 
 
+def in_slices(image: Image) -> list[Image]:
+    """The axial slices of a volume from below to above, each an image with rows to the back and columns to the left."""
+    spacing = image.geometry.spacing_mm
+    order, _ = _turning(image)
+    flat = Geometry(spacing_mm=None if spacing is None else (spacing[order[1]], spacing[order[2]]))
+    padding = [None] * image.spatial_shape[order[0]] if image.padding is None else turn(image.padding, image)
+    return [
+        replace(image, array=plane, geometry=flat, padding=gone)
+        for plane, gone in zip(turn(image.array, image), padding, strict=True)
+    ]
+
+
 def turn(array: NDArray[Any], image: Image) -> NDArray[Any]:
     """From an image's spatial axes to the network's: a volume [x, y, z] in RAS becomes [z, y, x] from left and back."""
     order, flips = _turning(image)
-    return array[flips].transpose(order)
+    return array[flips].transpose([*order, *range(len(order), array.ndim)])
 
 
 def turn_back(array: NDArray[Any], image: Image) -> NDArray[Any]:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medtransfer.image import Image
-from medtransfer.segment.grid import native_matrices, to_grid, turn_back
+from medtransfer.memory import available
+from medtransfer.segment.grid import in_slices, native_matrices, turn
 from medtransfer.segment.network import Segmenter
-from medtransfer.segment.plan import Plan, machine_gb
-from medtransfer.segment.slide import choose_batch, slide, starts
+from medtransfer.segment.plan import Plan
+from medtransfer.segment.room import zeros
+from medtransfer.segment.slide import Source, fitting, slide
 
 Labels = NDArray[np.uint8]
 
@@ -39,28 +41,44 @@ def speaker(models: Sequence[Segmenter], mirrored: Sequence[int] = ()) -> Callab
 
 
 def chances(
-    models: Sequence[Segmenter], plan: Plan, array: Tensor, *, mirror: bool = True, batch: int | None = None
+    models: Sequence[Segmenter],
+    plan: Plan,
+    image: Tensor | Source,
+    *,
+    mirror: bool = True,
+    batch: int | None = None,
+    device: torch.device | str | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Class probabilities on the plan's grid, slab by slab; see :func:`medtransfer.segment.slide.slide`.
 
     Parameters
     ----------
-    array : Tensor [channels, ...]
-        As :func:`medtransfer.segment.grid.to_grid` gives it.
+    image : Tensor [channels, ...] or Source
+        As :func:`medtransfer.segment.grid.to_grid` gives it, or :meth:`medtransfer.Prepare.planes`.
     mirror : bool
         Average mirrored views along the plan's axes.
     batch : int or None
-        Windows at once; None chooses by memory and a short measurement.
+        Windows at once; None tries those that fit into memory, and goes on with the fastest.
     """
-    for model in models:
-        model.eval()
-    predict = speaker(models, plan.mirrored if mirror else ())
+    yield from _windows(speaker(_ready(models), plan.mirrored if mirror else ()), plan, image, batch, device)
+
+
+def _ready(models: Sequence[Segmenter]) -> list[Segmenter]:
+    return [model.eval() for model in models]
+
+
+def _windows(
+    predict: Callable[[Tensor], Tensor],
+    plan: Plan,
+    image: Tensor | Source,
+    batch: int | None,
+    device: torch.device | str | None = None,
+) -> Iterator[tuple[int, int, Tensor]]:
     with torch.inference_mode():
-        if batch is None:
-            count = int(np.prod([len(starts(n, w, plan.overlap)) for n, w in zip(array.shape[1:], plan.window)]))  # noqa: B905
-            view = array.new_zeros(1, len(array), *plan.window)
-            batch = choose_batch(predict, view, count, memory_gb=machine_gb() / 4, tensors=4 * plan.width)
-        yield from slide(predict, array, plan.window, overlap=plan.overlap, batch=batch)
+        place = device or (image.device if isinstance(image, Tensor) else "cpu")
+        tensors = 4 * plan.width  # that a network of this width holds at once, roughly
+        sizes = fitting((image.shape[0], *plan.window), memory=available(place) // 4, tensors=tensors)
+        yield from slide(predict, image, plan.window, overlap=plan.overlap, batch=batch or sizes, device=device)
 
 
 def segment_image(
@@ -73,25 +91,43 @@ def segment_image(
     device: str = "cpu",
     where: str = "",
 ) -> Labels:
-    """Class of every voxel of an image, on its own grid.
+    """Class of every voxel of an image, on its own grid; a volume is seen slice by slice by a plan of two axes.
 
-    Probabilities are interpolated back to the image's voxels before the largest is taken; only the planes of
-    the windows at hand are in memory.
+    The image is prepared, and probabilities are interpolated back to its voxels before the largest is taken, for the
+    planes of the windows at hand; no more is in memory. A mask that would take much of it is an array on disk.
 
     Returns
     -------
     ndarray of uint8
         On the image's spatial axes.
     """
-    array, _ = to_grid(plan, image, where=where)
-    grid = array.shape[1:]
-    matrices = native_matrices(plan, image, grid)
-    sides = [n if m is None else m.shape[0] for n, m in zip(grid, matrices, strict=True)]
-    result = np.zeros(sides, np.uint8)
-    slabs = chances(models, plan, torch.from_numpy(array).to(device), mirror=mirror, batch=batch)
-    for first, end, native in _natively(slabs, matrices, sides[0]):
-        result[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
-    return turn_back(result, image)
+    return segment_by(
+        speaker(_ready(models), plan.mirrored if mirror else ()), plan, image, batch=batch, device=device, where=where
+    )
+
+
+def segment_by(
+    predict: Callable[[Tensor], Tensor],
+    plan: Plan,
+    image: Image,
+    *,
+    batch: int | None = None,
+    device: str = "cpu",
+    where: str = "",
+) -> Labels:
+    """As :func:`segment_image`, by anything that gives class probabilities of windows ``[n, channels, ...]``."""
+    result: Labels = zeros(image.spatial_shape, np.uint8)
+    turned = turn(result, image)  # a view, in the network's order
+    if plan.dims == 2 and image.kind == "volume":
+        for plane, one in zip(turned, in_slices(image), strict=True):
+            plane[...] = segment_by(predict, plan, one, batch=batch, device=device, where=where)
+        return result
+    planes = plan.prepare(image).planes(image, where=where)
+    matrices = native_matrices(plan, image, planes.shape[1:])
+    slabs = _windows(predict, plan, planes, batch, device)
+    for first, end, native in _natively(slabs, matrices, turned.shape[0]):
+        turned[first:end] = native.argmax(0).to(torch.uint8).cpu().numpy()
+    return result
 
 
 def _natively(

@@ -15,6 +15,7 @@ from medtransfer.backbones import architecture
 from medtransfer.checkpoints import read_tensors
 from medtransfer.errors import WeightsError
 from medtransfer.heads import Head
+from medtransfer.memory import lonely, through
 from medtransfer.model import Depth, Description, Model, Triple, load_model, rebuild
 from medtransfer.segment.decoder import Block, Decoder, Strides, lay_levels, probe
 
@@ -76,10 +77,12 @@ class Segmenter(Model):
         return self._answer(x, pyramid=False)[0]
 
     def _answer(self, x: Tensor, *, pyramid: bool) -> list[Tensor]:
+        if lonely(x):
+            return [level[:1] for level in self._answer(torch.cat([x, x]), pyramid=pyramid)]
         image, skips = x, {}
         for name, stage in self.stages.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and self._learns_until(name)):
-                x = stage(x)
+                x = through(stage, x, again=self.recompute and name in self.trained)
             skips[name] = x
         if isinstance(self.head, Decoder):
             return self.head(image, skips, pyramid=pyramid)  # type: ignore[no-any-return]
@@ -123,7 +126,7 @@ def load_segmenter(
         As in :func:`medtransfer.load_model`; ``depth`` inflates (``centre``, ``mean``, ``acs``).
     classes : int
         Structures and the background, which is class 0.
-    width : int or None
+    width, widest : int or None
         Channels at full resolution; they double from level to level up to ``widest``. None is 16 in 3D, 32 in 2D.
     strides : sequence of tuple of int, or None
         For a ``unet`` and ``dynunet``: of each stage relative to the one before. None is 1, 2, 2, 2.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medtransfer.augment import Augment, Modality
 from medtransfer.cache import write_atomically
 from medtransfer.errors import ConfigError
 from medtransfer.image import Image
+from medtransfer.memory import available
 from medtransfer.prepare import Prepare, Window
 from medtransfer.segment.fingerprint import Fingerprint
 
@@ -141,7 +142,7 @@ class Plan(BaseModel):
         found : Fingerprint
             Of the training cases.
         memory_gb : float or None
-            To be used in training; None is half of the machine's.
+            To be used in training; None is half of what is there, on a GPU of its own.
         gpu : bool
             Whether a GPU trains: larger patches and batches.
         laterality : bool
@@ -160,7 +161,9 @@ class Plan(BaseModel):
         if spacing is not None and found.spacing_mm is not None:
             shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, found.spacing_mm, spacing, strict=True))
         width = 16 if dims == 3 else 32
-        memory = (memory_gb or machine_gb() / 2) * 2**30
+        memory = (
+            memory_gb * 2**30 if memory_gb else available("cuda" if gpu and torch.cuda.is_available() else "cpu") / 2
+        )
         voxels = min(_GPU_VOXELS if gpu else _CPU_VOXELS, int(memory / (_TENSORS * width * 4)))
         patch, strides = fit_patch(shape, spacing or (1.0,) * dims, voxels // 2)
         batch = min(max(2, voxels // math.prod(patch)), 4 if dims == 3 else 16)
@@ -269,11 +272,6 @@ def fit_patch(
     full = [n >= whole - 0.5 for n, whole in zip(patch, shape, strict=True)]
     sides = [t * (math.ceil(n / t) if f else max(1, round(n / t))) for n, t, f in zip(patch, total, full, strict=True)]
     return tuple(sides), tuple(strides)
-
-
-def machine_gb() -> float:
-    """Memory of the machine."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
 
 
 def _grey_values(modality: str) -> Augment:

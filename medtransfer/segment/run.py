@@ -19,6 +19,7 @@ from medtransfer.segment.finish import apply_finish, voxel_mm3
 from medtransfer.segment.infer import segment_image
 from medtransfer.segment.network import Blueprint, Segmenter, build
 from medtransfer.segment.plan import Plan
+from medtransfer.segment.room import read_image
 from medtransfer.split import Split
 
 Labels = NDArray[np.uint8]
@@ -88,7 +89,7 @@ class SegmentationRun:
     def raw(self, index: int, *, fold: int) -> Labels:
         """Mask of a case of the cohort on its image's voxels, before post-processing."""
         case = self.cohort.cases[index]
-        return segment_image([self.model(fold)], self.plan, case.read(), device=self.device, where=case.alias)
+        return segment_image([self.model(fold)], self.plan, read_image(case), device=self.device, where=case.alias)
 
     def segment(self, image: Image, *, folds: Sequence[int] | None = None, where: str = "") -> Labels:
         """Mask of any image: class of each of its voxels.
@@ -104,7 +105,7 @@ class SegmentationRun:
         asked = list(range(len(self.split.folds))) if folds is None else list(folds)
         models = [self.model(f) for f in asked]
         labels = segment_image(models, self.plan, image, device=self.device, where=where)
-        return apply_finish(labels, self.rule(asked[0]), voxel_mm3(image.geometry.spacing_mm))
+        return apply_finish(labels, self.rule(asked[0]), voxel_mm3(image.geometry.spacing_mm), in_place=True)
 
     def record(self) -> dict[str, object]:
         """What the run wrote down about itself, for the report."""

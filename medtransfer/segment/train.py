@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,10 +23,12 @@ from medtransfer.claims import alone
 from medtransfer.cohort import Cohort
 from medtransfer.errors import ConfigError, DataError, Interrupted
 from medtransfer.folds import chosen_folds
+from medtransfer.image import Image
+from medtransfer.memory import reusing_pages
 from medtransfer.recipe import Recipe
 from medtransfer.run import append, begin, environment, finish, read_checkpoint, save_checkpoint, write_json
 from medtransfer.segment.finish import choose_finish, dice
-from medtransfer.segment.grid import to_grid
+from medtransfer.segment.grid import in_slices, to_grid, turn
 from medtransfer.segment.infer import chances
 from medtransfer.segment.loss import supervised
 from medtransfer.segment.masks import read_pair
@@ -38,6 +40,7 @@ from medtransfer.split import Fold, Split
 from medtransfer.training import State, Stop, stopping
 from medtransfer.tuned import choose
 
+Watch = Callable[[dict[str, Any]], None]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 _VALIDATIONS = 20  # over a whole training
 
@@ -56,6 +59,7 @@ def train_segmentation(
     precision: Precision = "auto",
     fold: int | None = None,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> SegmentationRun:
     """Train on the training part of each fold; the model passed in stays as it is.
 
@@ -82,6 +86,8 @@ def train_segmentation(
         Of training; prediction stays float32. ``auto`` measures a step of each on this machine, once a fold.
     fold : int or None
         Train this fold alone, as for :func:`medtransfer.fit`.
+    watch : function or None
+        Is given each entry of the log as it is written, as in :func:`medtransfer.fit`.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def train_segmentation(
         "structures": list(names),
         "split": [[list(p) for p in fold.parts()] for fold in split.folds],
         "plan": plan.model_dump(mode="json"),
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.model_dump(exclude={"checkpoint"}),
         "seed": seed,
         "precision": precision,
     }
@@ -118,11 +124,12 @@ def train_segmentation(
         return run
     plan.save(out / "plan.yaml")
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[]), stopping() as stop:
+    with torch.random.fork_rng(devices=[]), reusing_pages(), stopping() as stop:
         for number in wanted:
             with alone(out / f"fold-{number}", "claim"):
                 if not (out / f"fold-{number}" / "finish.json").is_file():
-                    _Training(run, model, recipe, number, split.folds[number], seed, precision, stop, progress).go()
+                    one = split.folds[number]
+                    _Training(run, model, recipe, number, one, seed, precision, stop, progress, watch).go()
     if fold is not None:
         return run
     run.describe(_facts(run, model, recipe, seed, time.monotonic() - started))
@@ -135,24 +142,28 @@ class _Training:
 
     def __init__(
         self, run: SegmentationRun, model: Segmenter, recipe: Recipe, number: int, fold: Fold, seed: int,
-        precision: Precision, stop: Stop, progress: bool,
+        precision: Precision, stop: Stop, progress: bool, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.run, self.recipe, self.number, self.fold, self.seed, self.stop = run, recipe, number, fold, seed, stop
-        self.folder, self.progress = run.folder / f"fold-{number}", progress
+        self.folder, self.progress, self.watch = run.folder / f"fold-{number}", progress, watch
         self.plan, self.classes = run.plan, model.blueprint.classes
         self.device = torch.device(run.device)
         self.model = copy.deepcopy(model).to(self.device)
+        self.model.recompute = recipe.checkpoint is True
         resident = {i: self._resident(i) for part in (fold.train, fold.val) for i in part}
         self.val = [resident[i] for i in fold.val]
-        self.patches = Patches([resident[i] for i in fold.train], self.plan, self.classes)
+        self.patches = Patches([r for i in fold.train for r in resident[i]], self.plan, self.classes)
         self.bf16 = self._precision(precision)
 
-    def _resident(self, index: int) -> Resident:
+    def _resident(self, index: int) -> list[Resident]:
+        """A case as the network sees it: one array, or the slices of a volume for a network of two axes."""
         case = self.run.cohort.cases[index]
         image, labels, _ = read_pair(case, self.classes)
-        array, found = to_grid(self.plan, image, labels, where=case.alias)
-        assert found is not None
-        return Resident.make(array, found, self.classes)
+        pairs: list[tuple[Image, Any]] = [(image, labels)]
+        if self.plan.dims == 2 and image.kind == "volume":
+            pairs = list(zip(in_slices(image), turn(labels, image), strict=True))
+        found = [to_grid(self.plan, one, mask, where=case.alias) for one, mask in pairs]
+        return [Resident.make(array, mask, self.classes) for array, mask in found if mask is not None]
 
     def _precision(self, asked: Precision) -> bool:
         """Whether to train in bfloat16: as asked, as measured when the run began, or as measured now."""
@@ -201,7 +212,10 @@ class _Training:
                 state.waited = waited if entry["val_loss"] is None else state.waited  # patience counts validations
                 state.save()
                 state.tidy()
-                append(self.run.folder / "log.jsonl", entry | {"seconds": round(time.monotonic() - began, 3)})
+                told = entry | {"seconds": round(time.monotonic() - began, 3)}
+                append(self.run.folder / "log.jsonl", told)
+                if self.watch is not None:
+                    self.watch(told)
                 bar.update()
                 bar.set_postfix(loss=f"{entry['train_loss']:.3f}", best_dice=f"{1 - state.best:.4f}")
         self.stop.listening = False
@@ -275,9 +289,11 @@ class _Training:
         """Mean Dice of each structure over the validation cases that have it, on the plan's grid."""
         rows = []
         for case in self.val:
-            slabs = chances([model], self.plan, case.image.to(self.device), mirror=False)
-            found = torch.cat([p.argmax(0) for _, _, p in slabs]).to(torch.uint8).cpu().numpy()
-            rows.append(dice(found, case.labels.numpy(), self.classes))
+            found, said = [], np.concatenate([part.labels.numpy().ravel() for part in case])
+            for part in case:
+                slabs = chances([model], self.plan, part.image.to(self.device), mirror=False)
+                found += [p.argmax(0).to(torch.uint8).cpu().numpy().ravel() for _, _, p in slabs]
+            rows.append(dice(np.concatenate(found), said, self.classes))
         means = np.nanmean(np.array(rows), axis=0)
         return [float(v) for v in np.nan_to_num(means)]
 

@@ -75,7 +75,8 @@ def main() -> None:
     if options.develop:
         return
     with open(SHARED / "cohort.csv", encoding="utf-8") as file:
-        theirs = {r["case_id"]: float(r["nnunet3d_dice_label1"]) for r in csv.DictReader(file) if r["split"] == "test"}
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    theirs = {row["case_id"]: float(row["nnunet3d_dice_label1"]) / 100 for row in rows}
     gap = np.array(
         [
             each["anterior"].dice - theirs[cohort.cases[i].case_id]

@@ -93,7 +93,7 @@ def test_another_library_reads_the_same_segments_and_where_they_come_from(tmp_pa
 
 def test_sparse_frames_of_a_segmentation_still_find_their_slices(tmp_path):
     hd = pytest.importorskip("highdicom")
-    from medtransfer.out.seg import sources_of
+    from medtransfer.out.source import sources_of
 
     if not regular_volumes():
         pytest.skip("the DICOM truth set is not beside this repository")

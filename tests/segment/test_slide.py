@@ -6,7 +6,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from medtransfer.segment.slide import choose_batch, importance, slide, starts
+from medtransfer.segment.slide import _Pace, fitting, importance, slide, starts
 
 
 @pytest.mark.parametrize(("size", "window", "overlap"), [(10, 4, 0.5), (37, 16, 0.25), (16, 16, 0.5), (50, 12, 0.7)])
@@ -50,17 +50,59 @@ def test_no_window_is_sent_alone():
 
     def net(views):
         sizes.append(len(views))
-        return views
+        return views.clone()
 
-    list(slide(net, torch.zeros(1, 40, 16, 16), (16, 16, 16), overlap=0.5, batch=3))
-    assert sizes == [3, 2]
+    image = torch.rand(1, 40, 16, 16)  # four windows
+    for batch, sent in ((3, [2, 2]), (2, [2, 2]), (4, [4]), (1, [2, 2])):
+        sizes.clear()
+        slabs = list(slide(net, image, (16, 16, 16), overlap=0.5, batch=batch))
+        assert torch.allclose(torch.cat([s for _, _, s in slabs], 1), image, atol=1e-6)
+        assert sizes == sent
     sizes.clear()
-    list(slide(net, torch.zeros(1, 16, 16, 16), (16, 16, 16), batch=4))
-    assert sizes == [2]
+    list(slide(net, torch.zeros(1, 24, 16, 16), (16, 16, 16), overlap=0.5, batch=2))  # two
+    list(slide(net, torch.zeros(1, 16, 16, 16), (16, 16, 16), batch=4))  # one
+    list(slide(net, torch.zeros(1, 32, 16, 16), (16, 16, 16), overlap=0.5, batch=2))  # three
+    assert sizes == [2, 2, 3]
+
+
+def test_batches_are_tried_on_windows_that_are_due_and_the_fastest_goes_on():
+    pace, sent, clock = _Pace([2, 4, 8]), [], {2: 2.0, 4: 1.0, 8: 3.0}
+    left = 60
+    while left:
+        n = pace.next(left)
+        sent.append(n)
+        left -= n
+        pace.took(n, torch.zeros(0), 0.0)
+        pace.times = {k: clock[k] for k in pace.times}
+    assert sent == [2, 2, 4, 4, 8, 8, *[4] * 8]
 
 
 def test_the_batch_fits_the_memory():
-    view = torch.zeros(1, 1, 32, 32, 32)
-    small = 2.5 * view.numel() * 4 * 60 / 2**30
-    assert choose_batch(lambda v: v, view, 1000, memory_gb=small) == 2
-    assert choose_batch(lambda v: v, view, 1000, memory_gb=8) in (2, 4, 8)
+    one = 32**3 * 4 * 60
+    assert fitting((1, 32, 32, 32), memory=int(2.5 * one)) == [2]
+    assert fitting((1, 32, 32, 32), memory=5 * one) == [2, 4]
+    assert fitting((1, 32, 32, 32), memory=9 * one) == [2, 4, 8]
+    assert fitting((1, 32, 32, 32), memory=0) == [2]
+
+
+@pytest.mark.parametrize("shape", [(45, 33, 20), (10, 40, 12), (9, 7, 8)])
+def test_planes_on_demand_are_the_same_image(shape):
+    class Planes:
+        def __init__(self, image):
+            self.image, self.asked = image, []
+
+        @property
+        def shape(self):
+            return tuple(self.image.shape)
+
+        def read(self, first, end):
+            self.asked.append((first, end))
+            return self.image[:, first:end].numpy()
+
+    image = torch.rand(2, *shape)
+    planes = Planes(image)
+    window = (16, 16, 16)
+    whole, parts = (list(slide(lambda v: v * 2, source, window, overlap=0.4, batch=3)) for source in (image, planes))
+    assert all(a[:2] == b[:2] and torch.equal(a[2], b[2]) for a, b in zip(whole, parts, strict=True))
+    assert max(b - a for a, b in planes.asked) <= 16
+    assert sum(b - a for a, b in planes.asked) == shape[0]  # each plane once

@@ -1,0 +1,167 @@
+"""The card that travels with an exported model: what it is fed, what it answers, what was decided; no patients."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medtransfer.errors import ConfigError, RunError
+from medtransfer.prepare import Prepare
+from medtransfer.run import environment, read_state
+
+if TYPE_CHECKING:
+    from medtransfer.model import Description
+    from medtransfer.segment.plan import Plan
+
+KEY = "medtransfer"  # in ONNX's metadata
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an exported model needs beside its tensors.
+
+    Parameters
+    ----------
+    task : str
+        ``classification``, ``multilabel``, ``ordinal``, ``regression`` or ``segmentation``.
+    names : tuple of str
+        Classes, labels or targets in the order of the answer; of a segmentation the structures after the background.
+    shape : tuple of int
+        One prepared input: channels, then (rows, columns) or (z, y, x). Of a bag, that of one of its images; of a
+        segmentation, the window that slides.
+    prepare : dict or None
+        Arguments of :class:`medtransfer.Prepare`.
+    plan : dict or None
+        Of a segmentation, arguments of :class:`medtransfer.segment.Plan`.
+    bag : bool
+        Whether a case is several images ``[channels, images, ...]``, absent ones not a number.
+    folds : int
+        Models whose answers are averaged inside.
+    decided : dict
+        Threshold rule and values as they were stored; nothing applies them.
+    finish : dict
+        Of a segmentation, the post-processing of each structure by number.
+    weights : dict
+        Which pretrained weights it began with, from where, under which licence.
+    environment : dict
+        Versions of packages when it was exported.
+    """
+
+    task: str
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    prepare: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
+    bag: bool = False
+    folds: int = 1
+    decided: dict[str, Any] = field(default_factory=dict)
+    finish: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """Columns, or channels, of the answer."""
+        return len(self.names) + (self.task == "segmentation")
+
+    @property
+    def output(self) -> str:
+        """What the answer is called."""
+        return "value" if self.task == "regression" else "probability"
+
+    def preparation(self) -> Prepare:
+        """The preparation of one image."""
+        return Prepare(**self.prepare or {})
+
+    def planned(self) -> Plan:
+        """The plan of a segmentation."""
+        from medtransfer.segment.plan import Plan
+
+        return Plan(**self.plan or {})
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, where: str = "") -> Card:
+        """What :meth:`to_json` wrote.
+
+        Raises
+        ------
+        RunError
+            Where it is something else, or of a later version.
+
+        Examples
+        --------
+        >>> card = Card("regression", ("age",), (1, 8, 8), {"size": [8, 8]})
+        >>> Card.from_json(card.to_json()) == card
+        True
+        """
+        try:
+            stored = json.loads(text)
+            if stored.pop("format") != FORMAT:
+                raise ValueError("another format")
+            if unknown := set(stored) - {f.name for f in fields(cls)}:
+                raise ValueError(f"unknown {sorted(unknown)[0]}")
+            card = cls(**stored | {k: tuple(stored[k]) for k in ("names", "shape")})
+            card.planned() if card.task == "segmentation" else card.preparation()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # pydantic's error is a ValueError
+            raise RunError(
+                "this is no card of an exported model", where=where, got=type(error).__name__,
+                fix="export the run again with this version",
+            ) from error  # fmt: skip
+        return card
+
+
+def card_of(run: Path, description: Description, folds: list[int]) -> Card:
+    """The card of a finished run, for the models of these folds."""
+    asked = read_state(run)["asked"]
+    weights = {k: v for k, v in description.weights.items() if k != "file"} | {"architecture": description.arch}
+    known: dict[str, Any] = {"folds": len(folds), "weights": weights, "environment": environment()}
+    if asked.get("task") == "segmentation":
+        finish = json.loads((run / f"fold-{folds[0]}" / "finish.json").read_text(encoding="utf-8"))
+        plan = asked["plan"]
+        window = plan["patch"] if len(plan["patch"]) == 2 else plan["patch"][::-1]
+        shape = (description.in_channels, *window)
+        return Card("segmentation", tuple(asked["structures"]), shape, plan=plan, finish=finish, **known)
+    prepare = Prepare(**asked["prepare"])
+    size = prepare.size if prepare.dims == 2 else prepare.size[::-1]
+    return Card(
+        description.task, tuple(asked["classes"]), (description.in_channels, *size),
+        prepare=prepare.model_dump(mode="json"), bag=bool(asked.get("bag")), decided=_decided(run), **known,
+    )  # fmt: skip
+
+
+def folds_of(run: Path, fold: int | None) -> list[int]:
+    """Numbers of the folds that a finished run trained, or the one that is asked for.
+
+    Raises
+    ------
+    RunError
+        Where the run is not complete.
+    ConfigError
+        Where there is no such fold.
+    """
+    if read_state(run).get("status") != "complete":
+        raise RunError("the run is not complete", where=run.name, fix="run the training command again: it goes on")
+    found = sorted(int(p.parent.name.removeprefix("fold-")) for p in run.glob("fold-*/model.safetensors"))
+    if not found:
+        raise RunError("the run has no models", where=run.name, fix="train it again into another folder")
+    if fold is None:
+        return found
+    if fold not in found:
+        raise ConfigError(f"there is no fold {fold}", where=run.name, got=f"folds {', '.join(map(str, found))}")
+    return [fold]
+
+
+def _decided(run: Path) -> dict[str, Any]:
+    """Of the thresholds only their values: the rest names validation cases."""
+    metrics = run / "metrics.json"
+    if not metrics.is_file():
+        return {}
+    stored = json.loads(metrics.read_text(encoding="utf-8"))
+    return {k: v for k in ("threshold", "thresholds") if (v := stored.get(k))}

@@ -1,0 +1,187 @@
+"""What ONNX Runtime and an exported torch program answer beside the model itself: every backbone, 100 images.
+
+python tests/benchmarks/export_parity.py --out FOLDER [job ...]      (all of them by default; done ones are kept)
+python tests/benchmarks/export_parity.py --out FOLDER --table        (the table in Markdown)
+
+A job is an architecture and the dimensions it is built in, as ``resnet18/2d``. Each runs in a process of its own.
+Statistics of batch normalisation are those of the images, and the new head is drawn so that its logits spread over
+several units: were all answers one half, any two programs would agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "medmnist"
+IMAGES, BAR = 100, 1e-4
+# side: the least that every network takes, more where an architecture asks for it
+SIDES = {"2d": 64, "3d": 32}
+EXTRA = (
+    "resnet18/3d-centre",
+    "resnet18/3d-acs",
+    "resnet18/3d-slices",
+    "convnext_tiny/3d-centre",
+    "mobilenet_v2/3d-acs",
+)
+
+
+def jobs() -> list[str]:
+    """Every architecture in each of its own dimensions, and some that are taken into 3D."""
+    from medtransfer.backbones import ARCHITECTURES
+
+    found = [f"{a.name}/{d}d" for a in ARCHITECTURES.values() for d in a.dims]
+    return [*found, *EXTRA]
+
+
+def images(dims: int, channels: int, side: int) -> np.ndarray:
+    """Half real ones where they are on this machine, half noise of different grain, ``[100, channels, ...]``."""
+    import torch
+    from torch.nn import functional as F
+
+    mode, size = ("bilinear", "trilinear")[dims - 2], (side,) * dims
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    names = ("breastmnist", "pneumoniamnist_rebuilt") if dims == 2 else ("adrenalmnist3d",)
+    for name in names:
+        path = SHARED / f"{name}.npz"
+        if path.is_file():
+            raw = np.load(path)["test_images"][: IMAGES // 2 // len(names)].astype(np.float32) / 255
+            raw = raw / max(1e-6, raw.max())
+            parts.append(F.interpolate(torch.from_numpy(raw)[:, None], size, mode=mode))
+    lacking = IMAGES - sum(len(p) for p in parts)
+    for i in range(lacking):
+        grain = torch.rand(1, 1, *[4 + (i * 7) % (side - 3)] * dims, generator=generator)
+        parts.append(F.interpolate(grain, size, mode=mode))
+    return torch.cat(parts).expand(-1, channels, *size).contiguous().numpy()
+
+
+def measure(job: str) -> dict[str, object]:
+    """The largest difference of a probability, by ONNX Runtime and by the torch program."""
+    import torch
+
+    import medtransfer as mt
+    from medtransfer.backbones import architecture
+    from medtransfer.errors import MedTransferError
+    from medtransfer.export.card import Card
+    from medtransfer.export.graph import Graph, save_graph
+    from medtransfer.export.network import network_of
+    from medtransfer.export.program import load_program, program_of, save_program
+
+    torch.set_num_threads(1)
+    name, kind = job.split("/")
+    dims, depth = int(kind[0]), kind[3:] or "centre"
+    side = max(SIDES[kind[:2]], architecture(name).min_side)
+    model = mt.load_model(f"random/{name}", dims=dims, depth=depth, classes=3)
+    batch = torch.from_numpy(images(dims, 1, side))
+    settle(model, batch)
+    shape = tuple(batch.shape[1:])
+    card = Card("classification", ("a", "b", "c"), shape, mt.Prepare(size=shape[1:]).model_dump(mode="json"),
+                weights={"architecture": name})  # fmt: skip
+    network = network_of([model], card)
+    with torch.inference_mode():
+        wanted = torch.cat([network(part) for part in batch.split(10)]).numpy()
+    found: dict[str, object] = {
+        "job": job, "side": side, "parameters": sum(p.numel() for p in model.parameters()),
+        "spread": [float(np.quantile(wanted, q)) for q in (0.05, 0.95)], "images": len(batch),
+        "versions": {p.__name__: p.__version__ for p in (torch, __import__("onnx"), __import__("onnxruntime"))},
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            program = program_of(network, card)
+            save_program(program, card, Path(folder, "m.pt2"))
+            again, _ = load_program(Path(folder, "m.pt2"))
+            with torch.inference_mode():
+                found["torch"] = float(np.abs(again(batch[:25]).numpy() - wanted[:25]).max())
+            del again
+            save_graph(program, card, Path(folder, "m.onnx"))
+            found["mib"] = round(Path(folder, "m.onnx").stat().st_size / 2**20, 1)
+            graph = Graph(Path(folder, "m.onnx"))
+            answers = np.concatenate([graph(part.numpy()) for part in batch.split(25)])
+            found["onnx"] = float(np.abs(answers - wanted).max())
+        except MedTransferError as error:
+            found["refused"] = str(error)
+    return found
+
+
+def settle(model, batch) -> None:
+    """Statistics of batch normalisation as after training on these images, and a head whose answers differ."""
+    import torch
+
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.momentum = None
+            norm.train()
+        for part in batch[::5].split(10):
+            model.features(part) if norms else None
+        for norm in norms:
+            norm.eval()
+        features = torch.cat([model.features(part) for part in batch[::5].split(10)])
+        last = model.head[-1]
+        weight = torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(0))
+        scores = (features - features.mean(0)) @ weight.T
+        last.weight.copy_(weight * (2 / scores.std(0).clamp(min=1e-12))[:, None])
+        last.bias.copy_(-(features.mean(0) @ last.weight.T))
+
+
+def table(folder: Path) -> str:
+    """The results so far, in the order of the jobs."""
+    lines = [
+        "| architecture | built in | side | M parameters | ONNX Runtime | torch program |",
+        "|---|---|---|---|---|---|",
+    ]
+    for job in jobs():
+        path = folder / f"{job.replace('/', '-')}.json"
+        if not path.is_file():
+            continue
+        r = json.loads(path.read_text())
+        name, kind = job.split("/")
+        cells = [f"{r[k]:.1e}" if k in r else "–" for k in ("onnx", "torch")]
+        cells = [f"**{c}**" if k in r and r[k] > BAR else c for k, c in zip(("onnx", "torch"), cells, strict=True)]
+        shown = kind.replace("3d-", "3D, ").replace("2d", "2D").replace("3d", "3D")
+        size = f"{r['parameters'] / 1e6:.1f}" if "parameters" in r else "–"
+        lines.append(f"| {name} | {shown} | {r.get('side', '–')} | {size} | {' | '.join(cells)} |")
+        if why := r.get("refused") or r.get("failed"):
+            lines[-1] += f" {why} |"
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--one", action="store_true", help="Measure the one job here.")
+    parser.add_argument("job", nargs="*")
+    told = parser.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
+    if told.table:
+        print(table(told.out))
+        return
+    for job in told.job or jobs():
+        path = told.out / f"{job.replace('/', '-')}.json"
+        if told.one:
+            found = measure(job)
+        elif path.is_file():
+            continue
+        else:
+            command = [sys.executable, __file__, "--out", str(told.out), "--one", job]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                continue
+            why = f"signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip().splitlines()[-1][:200]
+            found = {"job": job, "failed": why}
+        draft = path.with_suffix(".part")
+        draft.write_text(json.dumps(found))
+        draft.replace(path)
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
