@@ -66,7 +66,7 @@ class Stage:
 
         mean, n = float(np.mean(self.seconds)), len(self.seconds)
         spread = float(np.std(self.seconds, ddof=1)) / np.sqrt(n) if n > 1 else mean
-        half = float(t.ppf(0.975, max(1, n - 1))) * spread if spread else 0.0
+        half = float(t.ppf(0.975, max(1, n - 1)) * spread) if spread else 0.0
         fewest = self.times if self.fewest is None else self.fewest
         low = max(min(self.seconds), mean - half)  # no mean is below what was measured at best
         return round(low * fewest, 9), round(mean * self.times, 9), round((mean + half) * self.times, 9)
