@@ -13,7 +13,7 @@
   const data = JSON.parse(source.textContent);
   const base = { reference: [230, 159, 0], predicted: [86, 180, 233] };
   const shade = (rgb, i) => rgb.map(v => Math.round(v + (255 - v) * 0.55 * (i % 3) / 2));
-  let viewer = null, loading = null, shown = -1;
+  let viewer = null, loading = null, shown = -1, loaded = {}, present = [];
 
   const script = async () => {
     const packed = document.getElementById("viewer-script").textContent.trim();
@@ -44,22 +44,25 @@
   };
   const say = place => {
     const words = [place.mm.slice ? Array.from(place.mm).slice(0, 3).map(v => v.toFixed(1)).join(", ") + " mm" : ""];
-    const layers = Object.keys(data.scenes[shown].layers);
     place.values.forEach((v, i) => {
       const name = data.structures[Math.round(v.value) - 1];
-      words.push(data.words[layers[i]] + ": " + (i ? name || "–" : Number(v.value.toPrecision(4))));
+      words.push(data.words[present[i]] + ": " + (i ? name || "–" : Number(v.value.toPrecision(4))));
     });
     part("place").textContent = words.join("; ");
   };
+  const put = () => {  // a mask that is not wanted is taken out: made transparent, its outline would stay
+    const wanted = Object.keys(loaded).filter(kind => kind === "image" || part(kind).checked);
+    if (wanted.join() === present.join()) return;
+    if (present[0] === "image") {
+      while (viewer.volumes.length > 1) viewer.removeVolume(viewer.volumes[viewer.volumes.length - 1]);
+    }
+    wanted.forEach((kind, i) => { if (i || present[0] !== "image") viewer.addVolume(loaded[kind]); });
+    present = wanted;
+  };
   const draw = () => {
-    const layers = Object.keys(data.scenes[shown].layers);
-    layers.forEach((kind, i) => {
-      if (i) viewer.setOpacity(i, part(kind).checked ? Number(part("fill").value) : 0);
-    });
+    put();
+    present.forEach((_, i) => { if (i) viewer.volumes[i].opacity = Math.max(0.004, Number(part("fill").value)); });  // of 0 the outline is not drawn
     viewer.setAtlasOutline(part("outline").checked ? 1 : 0);
-    layers.forEach((kind, i) => {
-      if (i && !part(kind).checked) viewer.volumes[i].opacity = 0;
-    });
     viewer.setMultiplanarLayout(2);
     viewer.setSliceType(Number(part("planes").value));
     viewer.setClipPlane(part("cut").checked ? [0.05, 270, 0] : [2, 0, 0]);
@@ -70,17 +73,17 @@
     loading = loading || start();
     await loading;
     if (shown !== index) {
-      const { NVImage } = window.niivue, scene = data.scenes[index];
-      const volumes = [];
+      const { NVImage } = window.niivue, scene = data.scenes[index], volumes = {};
       for (const [kind, base64] of Object.entries(scene.layers)) {
         const grey = kind === "image" ? { cal_min: scene.low, cal_max: scene.high } : {};
         const volume = await NVImage.loadFromBase64({ base64, name: kind + ".nii.gz", colormap: "gray", ...grey });
         if (kind !== "image") volume.setColormapLabel(colours(kind));
-        volumes.push(volume);
+        volumes[kind] = volume;
       }
       while (viewer.volumes.length) viewer.removeVolume(viewer.volumes[viewer.volumes.length - 1]);
       shown = index;
-      volumes.forEach(v => viewer.addVolume(v));
+      loaded = volumes;
+      present = [];
       part("case").value = String(index);
       for (const kind of ["reference", "predicted"]) part(kind).parentElement.hidden = !(kind in scene.layers);
     }
