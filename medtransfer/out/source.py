@@ -73,6 +73,7 @@ def headers_of(record: SeriesRecord) -> list[Any]:
 
     found = []
     for path in record.files:
+        source: Any
         try:
             source: pydicom.Dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         except (pydicom.errors.InvalidDicomError, ValueError, EOFError):
