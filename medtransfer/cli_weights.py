@@ -35,7 +35,7 @@ def list_weights(as_json: bool) -> None:
 @click.argument("name")
 @click.option("-v", "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an error.")
 def fetch(name: str) -> None:
-    """Download published weights, e.g. imagenet/resnet50; the only command that opens a connection."""
+    """Download published weights, e.g. imagenet/resnet50; it opens a connection."""
     from medtransfer.backbones.sources import fetch as download
 
     click.echo(f"{name}: {download(name)}")

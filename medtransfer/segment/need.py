@@ -41,7 +41,7 @@ def patch_need(model: Segmenter, plan: Plan, recipe: Recipe) -> Need:
             del levels
     scale = math.prod(plan.window) / math.prod(small)
     learned = sum(p.numel() for p in probe.parameters() if p.requires_grad)
-    return need_of(*found, few=2, scale=scale, fixed=fixed_bytes(model, learned, recipe))
+    return need_of(found[0], found[1], few=2, scale=scale, fixed=fixed_bytes(model, learned, recipe))
 
 
 def fit_plan(

@@ -40,6 +40,7 @@ QUICK = {  # in the order of the page; what needs the data beside the repository
     "enough": "--full 200 --seeds 4",
     "coverage": "--simulations 100 --resamples 200",
     "audits": "--cohorts 3 --shuffles 2",
+    "pacs": "",
 }
 
 

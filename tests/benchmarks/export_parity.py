@@ -2,6 +2,7 @@
 
 python tests/benchmarks/export_parity.py --out FOLDER [job ...]      (all of them by default; done ones are kept)
 python tests/benchmarks/export_parity.py --out FOLDER --table        (the table in Markdown)
+python tests/benchmarks/export_parity.py --out FOLDER --page docs/export.md      (and into the page)
 
 A job is an architecture and the dimensions it is built in, as ``resnet18/2d``. Each runs in a process of its own.
 Statistics of batch normalisation are those of the images, and the new head is drawn so that its logits spread over
@@ -21,6 +22,7 @@ import numpy as np
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "medmnist"
 IMAGES, BAR = 100, 1e-4
+MARKS = ("<!-- parity -->", "<!-- end of parity -->")
 # side: the least that every network takes, more where an architecture asks for it
 SIDES = {"2d": 64, "3d": 32}
 EXTRA = (
@@ -133,10 +135,8 @@ def settle(model, batch) -> None:
 
 def table(folder: Path) -> str:
     """The results so far, in the order of the jobs."""
-    lines = [
-        "| architecture | built in | side | M parameters | ONNX Runtime | torch program |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| architecture | built in | side | M parameters | ONNX Runtime | torch program | why not |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for job in jobs():
         path = folder / f"{job.replace('/', '-')}.json"
         if not path.is_file():
@@ -147,9 +147,11 @@ def table(folder: Path) -> str:
         cells = [f"**{c}**" if k in r and r[k] > BAR else c for k, c in zip(("onnx", "torch"), cells, strict=True)]
         shown = kind.replace("3d-", "3D, ").replace("2d", "2D").replace("3d", "3D")
         size = f"{r['parameters'] / 1e6:.1f}" if "parameters" in r else "–"
-        lines.append(f"| {name} | {shown} | {r.get('side', '–')} | {size} | {' | '.join(cells)} |")
-        if why := r.get("refused") or r.get("failed"):
-            lines[-1] += f" {why} |"
+        why = str(r.get("refused") or r.get("failed") or "").replace("|", "/")
+        lines.append(f"| {name} | {shown} | {r.get('side', '–')} | {size} | {' | '.join(cells)} | {why} |")
+    wanted = jobs()
+    done = [j for j in wanted if (folder / f"{j.replace('/', '-')}.json").is_file()]
+    lines += ["", f"{len(done)} of {len(wanted)} measured."]
     return "\n".join(lines)
 
 
@@ -157,19 +159,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--one", action="store_true", help="Measure the one job here.")
+    parser.add_argument("--page", type=Path, help="Put the table between the marks of this page.")
+    parser.add_argument("--one", action="store_true", help="Measure here, without processes.")
     parser.add_argument("job", nargs="*")
     told = parser.parse_args()
     told.out.mkdir(parents=True, exist_ok=True)
-    if told.table:
+    if told.page is not None:
+        before, _, rest = told.page.read_text().partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        told.page.write_text(f"{before}{MARKS[0]}\n\n{table(told.out)}\n\n{MARKS[1]}{after}")
+    if told.page is not None or told.table:
         print(table(told.out))
         return
     for job in told.job or jobs():
         path = told.out / f"{job.replace('/', '-')}.json"
+        if path.is_file():
+            continue
         if told.one:
             found = measure(job)
-        elif path.is_file():
-            continue
         else:
             command = [sys.executable, __file__, "--out", str(told.out), "--one", job]
             done = subprocess.run(command, capture_output=True, text=True)

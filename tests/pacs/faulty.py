@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 PROXY_THREAD = "process_request_thread"  # in the names of ThreadingHTTPServer's threads
@@ -50,9 +52,13 @@ class Faulty:
         From method and path to the name of a fault, or ''.
     stall_s : float
         How long a stalled answer stands still.
+    certificate : Path or None
+        PEM file of a key and a certificate: HTTPS instead of HTTP (Debian's Orthanc 1.10 does not survive HTTPS).
     """
 
-    def __init__(self, port: int, plan: Callable[[str, str], str], *, stall_s: float = 3) -> None:
+    def __init__(
+        self, port: int, plan: Callable[[str, str], str], *, stall_s: float = 3, certificate: Path | None = None
+    ) -> None:
         proxy = self
         self.done: list[str] = []
         self.requests: list[tuple[str, str]] = []
@@ -140,6 +146,12 @@ class Faulty:
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.port = self._server.server_address[1]
         self.web = f"http://127.0.0.1:{self.port}/dicom-web"
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            listening = self._server.socket
+            self._server.socket = context.wrap_socket(listening, server_side=True, do_handshake_on_connect=False)
+            self.web = f"https://localhost:{self.port}/dicom-web"
 
     def _ask(self, port: int, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
         passed = {k: v for k, v in headers.items() if k.lower() in ("accept", "content-type", "authorization")}

@@ -24,6 +24,7 @@ from medtransfer.pacs.send import missing_there, objects, send
 from medtransfer.pacs.server import PASSWORD, TOKEN, USER, Server
 
 STUDIES, SLICES = 3, 20
+QUICK = ["reset", "truncate", "corrupt", "401"]
 ALL = {"StudyDate": "20240101-20240131"}
 
 
@@ -145,7 +146,7 @@ out: {tmp_path}
     assert again.resolved(private=True) == experiment.resolved(private=True)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", QUICK + [pytest.param(f, marks=pytest.mark.slow) for f in FAULTS if f not in QUICK])
 def test_each_fault_in_passing_is_overcome_or_named_and_nothing_is_lost(
     fault, filled, source, tmp_path, contacted, caplog
 ):
@@ -230,6 +231,7 @@ def test_an_archive_that_dies_in_the_middle_is_named_and_the_same_call_goes_on(s
     assert same_as_source(tmp_path / "in", source[1]) == 60
 
 
+@pytest.mark.slow
 def test_dimse_from_an_archive_that_dies_in_the_middle(source, tmp_path, orthanc, monkeypatch):
     from medtransfer.pacs.shelf import Shelf
 
@@ -266,9 +268,10 @@ def test_ctrl_c_stops_all_workers_and_keeps_what_is_whole(filled, source, tmp_pa
         raise KeyboardInterrupt
 
     began = time.monotonic()
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(module, "wait", interrupt)
-        fetch(slow, found, tmp_path / "in", progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(slow, found, tmp_path / "in", progress=False)
     assert time.monotonic() - began < 20  # all of it would take 5 times as long
     here = len(list((tmp_path / "in").rglob("*.dcm")))
     rest = fetch(Server(filled.web), found, tmp_path / "in", progress=False).check()
@@ -338,14 +341,17 @@ def test_passwords_and_certificates(source, tmp_path, monkeypatch, orthanc, capl
     if made.returncode:
         pytest.skip("openssl cannot make a certificate here")
     pem.write_bytes((tmp_path / "key.pem").read_bytes() + (tmp_path / "cert.pem").read_bytes())
-    with Orthanc(tmp_path / "private", user="anna", password="hunter2", certificate=pem) as private:
-        untrusting = Server(private.web, attempts=1)
+    with (
+        Orthanc(tmp_path / "private", user="anna", password="hunter2") as private,
+        Faulty(private.http, lambda *_: "", certificate=pem) as proxy,
+    ):
+        untrusting = Server(proxy.web)
         with pytest.raises(PacsRefused, match="certificate"):
             echo(untrusting)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert.pem"))  # the environment does not decide it
         with pytest.raises(PacsRefused, match="certificate"):
             echo(untrusting)
-        server = Server(private.web, ca_bundle=tmp_path / "cert.pem")
+        server = Server(proxy.web, ca_bundle=tmp_path / "cert.pem")
         with pytest.raises(PacsRefused, match="credentials"):
             echo(server)
         monkeypatch.setenv(USER, "anna")
@@ -387,7 +393,10 @@ def test_sending_looks_each_object_up_and_sends_none_twice(protocol, source, tmp
         assert len(find(Server(fresh.web), ALL)) == 30
 
 
-@pytest.mark.parametrize("fault", ["refuse", "lost", "503", "500", "stall", "cut", "401"])
+@pytest.mark.parametrize(
+    "fault",
+    ["lost", "401", *(pytest.param(f, marks=pytest.mark.slow) for f in ("refuse", "503", "500", "stall", "cut"))],
+)
 def test_sending_over_faults_loses_and_doubles_nothing(fault, source, tmp_path, orthanc, contacted, caplog):
     caplog.set_level(logging.DEBUG)
     with Orthanc(tmp_path / "fresh") as fresh:

@@ -50,13 +50,10 @@ class Orthanc:
         For its configuration, its database and its log.
     user, password : str
         Basic authentication, where a user is given.
-    certificate : Path or None
-        PEM file of a key and a certificate: HTTPS instead of HTTP.
     """
 
-    def __init__(self, folder: Path, *, user: str = "", password: str = "", certificate: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, user: str = "", password: str = "") -> None:
         self.folder, self.http, self.dicom = folder, free_port(), free_port()
-        self.scheme = "https" if certificate else "http"
         self.log = folder / "log.txt"
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
@@ -67,8 +64,6 @@ class Orthanc:
             "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True, "HttpThreadsCount": 8,
             "ConcurrentJobs": 1, "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
         }  # fmt: skip
-        if certificate:
-            settings |= {"SslEnabled": True, "SslCertificate": str(certificate)}
         if not user:
             del settings["RegisteredUsers"]
         (folder / "orthanc.json").write_text(json.dumps(settings))
@@ -77,7 +72,7 @@ class Orthanc:
     @property
     def web(self) -> str:
         """Address of its DICOMweb service."""
-        return f"{self.scheme}://localhost:{self.http}/dicom-web"
+        return f"http://localhost:{self.http}/dicom-web"
 
     @property
     def dimse(self) -> str:
