@@ -21,7 +21,6 @@ from hippocampus import STRUCTURES, cohort_of
 import medtransfer as mt
 from medtransfer.segment import Plan, evaluate_masks, fingerprint_of, load_segmenter, train_segmentation
 
-SAMPLES = 2400  # patches that every network sees
 STARTS = {"pretrained": "embedded/compact3d", "random": "random/compact3d", "unet": "random/unet"}
 
 
@@ -43,7 +42,10 @@ def once(start: str, n: int, draw: int, options: argparse.Namespace) -> dict[str
     split = mt.Split.from_column(cohort)
     plan = Plan.for_data(fingerprint_of(cohort, list(split.train), 3), laterality=False)
     plan = plan.model_copy(update={"mirror": ("x",), "steps_per_epoch": 25})
-    epochs = SAMPLES // (plan.batch_size * plan.steps_per_epoch)
+    if options.patch:
+        sizes = {"patch": tuple(options.patch), "batch_size": options.batch, "strides": plan.strides}
+        plan = plan.model_copy(update=sizes)
+    epochs = options.samples // (plan.batch_size * plan.steps_per_epoch)
     strides = {"strides": plan.steps} if start == "unet" else {}
     model = load_segmenter(STARTS[start], classes=3, width=plan.width, seed=draw, **strides)
     out = options.out / f"{start}-{n}-{draw}"
@@ -60,6 +62,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, nargs="+", default=[10, 25])
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
+    parser.add_argument("--samples", type=int, default=2400, help="patches that every network sees")
+    parser.add_argument("--patch", type=int, nargs=3, help="instead of the plan's, (x, y, z)")
+    parser.add_argument("--batch", type=int, default=2, help="with --patch")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--develop", action="store_true")
