@@ -73,9 +73,9 @@ def headers_of(record: SeriesRecord) -> list[Any]:
 
     found = []
     for path in record.files:
-        source: Any
+        source: pydicom.Dataset
         try:
-            source: pydicom.Dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            source = pydicom.dcmread(path, stop_before_pixels=True, force=True)
         except (pydicom.errors.InvalidDicomError, ValueError, EOFError):
             source = pydicom.Dataset()
         if not (source.get("SOPInstanceUID") and source.get("SOPClassUID")):
