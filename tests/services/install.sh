@@ -18,9 +18,9 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 options="-o DPkg::Lock::Timeout=120 -o Acquire::http::Timeout=20 -o Acquire::Retries=1 -qq"
 # shellcheck disable=SC2086
-timeout 240 apt-get $options update >/dev/null 2>&1
+timeout 90 apt-get $options update >/dev/null 2>&1
 # shellcheck disable=SC2086
-timeout 480 apt-get $options install -y --no-install-recommends orthanc orthanc-dicomweb dcmtk >/dev/null 2>&1
+timeout 240 apt-get $options install -y --no-install-recommends orthanc orthanc-dicomweb dcmtk >/dev/null 2>&1
 if there; then exit 0; fi
 echo "tests/services: the packages could not be installed: the tests against a real archive will be skipped"
 exit 1
