@@ -154,6 +154,7 @@ class _Training:
         self.val = [resident[i] for i in fold.val]
         self.patches = Patches([r for i in fold.train for r in resident[i]], self.plan, self.classes)
         self.bf16 = self._precision(precision)
+        self.repeated = 0  # steps of this epoch that half precision could not compute
 
     def _resident(self, index: int) -> list[Resident]:
         """A case as the network sees it: one array, or the slices of a volume for a network of two axes."""
@@ -213,6 +214,8 @@ class _Training:
                 state.save()
                 state.tidy()
                 told = entry | {"seconds": round(time.monotonic() - began, 3)}
+                if self.repeated:
+                    told["steps_repeated_in_float32"], self.repeated = self.repeated, 0
                 append(self.run.folder / "log.jsonl", told)
                 if self.watch is not None:
                     self.watch(told)
@@ -264,26 +267,36 @@ class _Training:
         return entry
 
     def _step(self, state: State, images: Tensor, labels: Tensor, factor: float) -> None:
-        torch.manual_seed(generator_of(self.seed, self.number, state.epoch, state.step, 1).initial_seed())  # dropout
         optimizer = state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(cast(Segmenter, state.model), images, labels, self.bf16)
-        value = float(loss.detach())
-        if not np.isfinite(value):
+        statistics = [b.clone() for b in state.model.buffers()] if self.bf16 else []
+        value, norm = self._backward(state, images, labels, half=self.bf16)
+        if self.bf16 and not np.isfinite([value, norm]).all():  # some convolutions overflow in half precision
+            with torch.no_grad():
+                for now, before in zip(state.model.buffers(), statistics, strict=True):
+                    now.copy_(before)
+            value, norm = self._backward(state, images, labels, half=False)
+            self.repeated += 1
+        if not np.isfinite([value, norm]).all():
             raise DataError(
-                "the loss is not finite",
+                "the loss or its gradient is not finite",
                 where=f"fold {self.number}, epoch {state.epoch}, step {state.step}",
-                fix="lower recipe.lr, or precision: 32-true",
+                fix="lower recipe.lr",
             )
-        loss.backward()  # type: ignore[no-untyped-call]
-        learning = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        nn.utils.clip_grad_norm_(learning, self.recipe.clip)
         optimizer.step()
         state.follow()
         state.loss_sum += value
         state.step += 1
+
+    def _backward(self, state: State, images: Tensor, labels: Tensor, *, half: bool) -> tuple[float, float]:
+        """Gradients of one batch, clipped; the loss, and their norm before."""
+        torch.manual_seed(generator_of(self.seed, self.number, state.epoch, state.step, 1).initial_seed())  # dropout
+        state.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(cast(Segmenter, state.model), images, labels, half)
+        loss.backward()  # type: ignore[no-untyped-call]
+        learning = [p for group in state.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return float(loss.detach()), float(nn.utils.clip_grad_norm_(learning, self.recipe.clip))
 
     def _validate(self, model: Segmenter) -> list[float]:
         """Mean Dice of each structure over the validation cases that have it, on the plan's grid."""

@@ -191,3 +191,28 @@ def test_images_in_2d_with_colours_and_raster_masks(tmp_path):
                              progress=False)  # fmt: skip
     (scores,) = evaluate_masks(run, split.test, bootstrap=10).scores
     assert scores["structure 1"].dice > 0.8
+
+
+def test_steps_that_half_precision_cannot_compute_are_repeated_in_float32(table, tmp_path, monkeypatch):
+    cohort, split, plan, _, recipe = prepared(table)
+    recipe = recipe.model_copy(update={"epochs": 2, "frozen_norms": False})
+    model = load_segmenter("random/compact3d", classes=3, width=4)  # with statistics of batch normalisation
+    honest = _Training._loss
+
+    def overflows(self, network, images, labels, half):
+        loss = honest(self, network, images, labels, False)
+        if half:
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    buffer.data.fill_(torch.nan)
+        return loss * torch.nan if half else loss
+
+    whole = train_segmentation(model, cohort, split, plan, recipe, out=tmp_path / "whole", precision="32-true",
+                               progress=False)  # fmt: skip
+    monkeypatch.setattr(_Training, "_loss", overflows)
+    run = train_segmentation(model, cohort, split, plan, recipe, out=tmp_path / "half", precision="bf16-mixed",
+                             progress=False)  # fmt: skip
+    files = [r.folder / "fold-0" / "model.safetensors" for r in (run, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    told = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["steps_repeated_in_float32"] for entry in told] == [10, 10]
