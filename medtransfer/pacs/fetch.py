@@ -243,7 +243,7 @@ def fetch_scan(
     PacsError
         Where nothing is found, or not everything arrives.
     """
-    from medtransfer.io.scan import scan
+    from medtransfer.io.scan import Scan, scan
 
     if on not in _IDS:
         raise ConfigError("what comes from an archive is joined by an id", where="on", got=on, fix=", ".join(_IDS))
@@ -257,8 +257,10 @@ def fetch_scan(
     done = fetch(server, found, target, progress=progress)
     if not incomplete:
         done.check()
-    series = {row["series"] for row in found.rows()}
-    return scan(target, progress=progress).where(lambda record: record.series in series)
+    uids = sorted({(one.study, one.series) for one in found})
+    place = {pseudonym("series", series): i for i, (_, series) in enumerate(uids)}  # file names follow the private key
+    there = scan(target, progress=progress).where(lambda record: record.series in place)
+    return Scan(sorted(there, key=lambda record: place[record.series]), there.skipped, there.findings)
 
 
 def _batches(instances: Sequence[Instance], most: int) -> Iterator[list[Instance]]:
