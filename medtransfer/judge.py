@@ -82,14 +82,17 @@ def judge(
     seed : int
         Of the resampling, the controls and the changes.
     """
+    from threadpoolctl import threadpool_limits
+
     from medtransfer.evaluate import evaluate
     from medtransfer.metrics.uncertainty import uncertainty
     from medtransfer.report.explained import examine
     from medtransfer.robustness import robustness as measure
 
     chosen, calibrator = decide(run, threshold, calibrator=calibrate)
-    beside = control_predictions(run, controls, seed=seed)
-    _describe(run, shuffled=shuffled_labels, curve=learning_curve, bootstrap=bootstrap, seed=seed)
+    with threadpool_limits(1, user_api="blas"):  # many small fits, in which threads of BLAS only wait for each other
+        beside = control_predictions(run, controls, seed=seed)
+        _describe(run, shuffled=shuffled_labels, curve=learning_curve, bootstrap=bootstrap, seed=seed)
     tested = [i for fold in run.split.folds for i in fold.test]
     found = evaluate(
         run.test(),
