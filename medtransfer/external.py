@@ -30,6 +30,7 @@ from medtransfer.predictions import BY_CLASS, Predictions
 
 if TYPE_CHECKING:
     from medtransfer.run import Run
+    from medtransfer.split import Split
 
 Accept = Literal["same_ids", "same_images"]
 ENOUGH_FOR_PLATT = 20  # patients of each kind, below which only the intercept is fitted
@@ -311,17 +312,23 @@ def _in_classes(cohort: Cohort, known: Cohort) -> Cohort:
     return replace(cohort, cases=cases, classes=known.classes)
 
 
-def _refuse_seen(run: Run, cohort: Cohort, prepared: Prepared, accept: Sequence[Accept]) -> None:
-    """Refuse patients and images that any fold trained or validated on."""
-    seen = sorted({i for fold in run.split.folds for part in (fold.train, fold.val) for i in part})
-    known = {run.cohort.cases[i].patient_alias for i in seen}
-    both = sum(case.patient_alias in known for case in cohort)
+def learned_from(known: Cohort, split: Split, cohort: Cohort, accept: Sequence[Accept]) -> list[int]:
+    """Cases of a run that any fold trained or validated on; their patients are refused in an external cohort."""
+    seen = sorted({i for fold in split.folds for part in (fold.train, fold.val) for i in part})
+    patients = {known.cases[i].patient_alias for i in seen}
+    both = sum(case.patient_alias in patients for case in cohort)
     if both and "same_ids" not in accept:
         raise LeakageError(
             f"{both} of {len(cohort)} external cases are of patients with the id of a training patient",
             where=cohort.name,
             fix="leave them out; if the ids of the two places name different people: --accept same_ids",
         )
+    return seen
+
+
+def _refuse_seen(run: Run, cohort: Cohort, prepared: Prepared, accept: Sequence[Accept]) -> None:
+    """Refuse patients and images that any fold trained or validated on."""
+    seen = learned_from(run.cohort, run.split, cohort, accept)
     run.prepared.load(seen)
     digests = {fingerprint(x) for i in seen if (x := run.prepared.one(i)).min() < x.max()}
     copies = [case.alias for i, case in enumerate(cohort) if fingerprint(prepared.one(i)) in digests]

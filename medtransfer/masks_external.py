@@ -108,15 +108,9 @@ def _record(run: SegmentationRun, cohort: Cohort) -> dict[str, Any]:
 
 def _refuse_seen(run: SegmentationRun, cohort: Cohort, accept: Sequence[Accept]) -> None:
     """Refuse patients and images that any fold trained or validated on."""
-    seen = sorted({i for fold in run.split.folds for part in (fold.train, fold.val) for i in part})
-    known = {run.cohort.cases[i].patient_alias for i in seen}
-    both = sum(case.patient_alias in known for case in cohort)
-    if both and "same_ids" not in accept:
-        raise LeakageError(
-            f"{both} of {len(cohort)} external cases are of patients with the id of a training patient",
-            where=cohort.name,
-            fix="leave them out; if the ids of the two places name different people: --accept same_ids",
-        )
+    from medtransfer.external import learned_from
+
+    seen = learned_from(run.cohort, run.split, cohort, accept)
     if "same_images" in accept:
         return
     digests = {fingerprint(run.cohort.cases[i].read().array) for i in seen}
