@@ -346,8 +346,10 @@ def test_segmentations_give_the_same_masks(balls, tmp_path):
 
 @pytest.mark.slow
 def test_monai_runs_a_segmentation(balls, schema, tmp_path):
+    pytest.importorskip("skimage", reason="MONAI's connected components need scikit-image")
     run, _, _, image = balls
     bundle = mt.export(run, tmp_path / "bundle", to="bundle")
+    assert "scikit-image" in json.loads((bundle / "configs" / "metadata.json").read_text())["required_packages_version"]
     data = tmp_path / "data"
     data.mkdir()
     shutil.copy(image, data)

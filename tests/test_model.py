@@ -102,6 +102,23 @@ def test_certificates_hold(name):
     assert len(found) == len(arch.dims) + 4 * arch.inflatable
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_medicalnets_shortcuts_answer_as_monais_and_let_gradients_through(dims):
+    from monai.networks import nets
+
+    ours = ARCHITECTURES["medicalnet_resnet18"].make(dims, 1).double().eval()
+    kept = {"conv1_t_stride": 2, "shortcut_type": "A", "bias_downsample": False}
+    theirs = nets.ResNet("basic", [2, 2, 2, 2], [64, 128, 256, 512], spatial_dims=dims, n_input_channels=1, **kept)
+    theirs.double().eval().fc = ours.fc
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.rand(1, 1, *(32, 25, 33)[:dims], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ours(image), theirs(image))
+    for block in (m for m in ours.modules() if hasattr(m, "downsample")):  # only the shortcuts are left to learn through
+        nn.init.zeros_(block.conv2.weight)
+    (grown,) = torch.autograd.grad(ours(image).square().sum(), image)
+    assert grown.abs().max() > 0
+
+
 def test_the_table_of_certificates_names_every_backbone():
     text = (Path(__file__).resolve().parents[1] / "docs" / "certificates.md").read_text(encoding="utf-8")
     assert {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")} >= set(ARCHITECTURES)

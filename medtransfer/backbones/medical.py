@@ -26,9 +26,11 @@ def _densenet(name: str, dims: int, channels: int) -> nn.Module:
 def _resnet(depth: int, medicalnet: bool, dims: int, channels: int) -> nn.Module:
     from monai.networks import nets
 
+    from medtransfer.backbones.shortcut import PaddedShortcut
+
     layers = {10: [1, 1, 1, 1], 18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}[depth]
     shortcut = "A" if medicalnet and depth in (18, 34) else "B"
-    return nets.ResNet(  # type: ignore[no-any-return]
+    network: nn.Module = nets.ResNet(
         "bottleneck" if depth == 50 else "basic",
         layers,
         [64, 128, 256, 512],
@@ -39,6 +41,10 @@ def _resnet(depth: int, medicalnet: bool, dims: int, channels: int) -> nn.Module
         bias_downsample=not medicalnet,
         num_classes=1,
     )
+    for block in network.modules():  # MONAI's own cuts the gradient, cannot be exported, and has fixed dimensions
+        if isinstance(found := getattr(block, "downsample", None), partial):
+            block.downsample = PaddedShortcut(found.keywords["planes"], found.keywords["stride"])
+    return network
 
 
 def _senet(dims: int, channels: int) -> nn.Module:
@@ -160,7 +166,6 @@ def table() -> list[Architecture]:
             Architecture(
                 f"medicalnet_resnet{depth}", partial(_resnet, depth, True), _RESIDUAL, ("fc.", "conv_seg."), "conv1",
                 "avgpool", dims=both, channels=1,
-                inflatable=depth not in (18, 34),  # their shortcuts pool by a function of fixed dimensions
                 source="MedicalNet, 23 data sets of CT and MR", licence="MIT",
             )
         )  # fmt: skip

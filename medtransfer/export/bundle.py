@@ -70,6 +70,9 @@ def _metadata(card: Card) -> dict[str, Any]:
              "spatial_shape": list(card.shape[1:]), "dtype": "float32", "value_range": [0, 1],
              "is_patch_data": card.task == "segmentation",
              "channel_def": {str(i): "image" for i in range(card.shape[0])}}  # fmt: skip
+    needed = {"nibabel": versions.get("nibabel", ""), "pytorch-ignite": "0.5.0"}
+    if "largest" in card.finish.values():
+        needed["scikit-image"] = "0.22.0"  # MONAI's connected components
     said = {"type": card.output, "format": "segmentation" if card.task == "segmentation" else "classification",
             "num_channels": card.outputs, "spatial_shape": list(card.shape[1:]) if card.task == "segmentation" else [1],
             "dtype": "float32", "value_range": [] if card.task == "regression" else [0, 1], "is_patch_data": False,
@@ -81,7 +84,7 @@ def _metadata(card: Card) -> dict[str, Any]:
         "monai_version": versions.get("monai", ""),
         "pytorch_version": versions.get("torch", "").split("+")[0],
         "numpy_version": versions.get("numpy", ""),
-        "required_packages_version": {"nibabel": versions.get("nibabel", ""), "pytorch-ignite": "0.5.0"},
+        "required_packages_version": needed,
         "task": f"{card.task}: {', '.join(card.names)}",
         "description": f"Exported by medtransfer {medtransfer.__version__}; for research, not for diagnosis.",
         "authors": "see the owner of this bundle",

@@ -30,14 +30,19 @@ PATIENCE = 240_000  # ms: software draws slowly on a busy machine
 pytestmark = pytest.mark.slow
 
 
-def launched(flags: list[str]) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def play() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
-    with api.sync_playwright() as play:
-        found = play.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags], timeout=PATIENCE)
+    with api.sync_playwright() as found:
         yield found
-        found.close()
+
+
+def launched(play: Any, flags: list[str]) -> Iterator[Any]:
+    found = play.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags], timeout=PATIENCE)
+    yield found
+    found.close()
 
 
 class Seen:
@@ -107,8 +112,8 @@ def report(folder: Path, names: tuple[str, str], title: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    yield from launched(SOFTWARE)
+def browser(play: Any) -> Iterator[Any]:
+    yield from launched(play, SOFTWARE)
 
 
 def test_planes_and_masks_are_drawn_from_the_page_alone(browser: Any, tmp_path: Path) -> None:
@@ -135,10 +140,13 @@ def test_planes_and_masks_are_drawn_from_the_page_alone(browser: Any, tmp_path: 
 
 def test_the_planes_have_the_patients_right_on_the_left_as_the_outlines_do(browser: Any, tmp_path: Path) -> None:
     image, reference, _ = balls()
-    only = np.where(reference == 1, reference, 0).astype(np.uint8)  # low x: the patient's left in RAS+ is high x
+    only = np.where(reference == 1, reference, 0).astype(np.uint8)
     grey = np.zeros(only.shape, np.float32)
-    grey[:20] = 100  # the patient's right half is bright
-    path = write_view(Shown("case-x", Image(grey, image.geometry), {"predicted": only}), tmp_path / "v.html")
+    grey[20:] = 100  # x grows towards the patient's right
+    shown = Image(grey, image.geometry)
+    axial = look("case-x", 0.5, shown, np.ones_like(only), only).views[0]
+    assert axial.plane == "axial" and axial.grey[:, :20].min() == 255 and axial.grey[:, 20:].max() == 0
+    path = write_view(Shown("case-x", shown, {"predicted": only}), tmp_path / "v.html")
     seen = Seen(browser, path)
     seen.page.wait_for_selector("#viewer[data-shown]")
     seen.page.select_option("#viewer-planes", "0")  # axial
@@ -162,9 +170,9 @@ def test_no_payload_runs_even_where_the_content_policy_is_off(browser: Any, payl
     assert seen.quiet(path), (seen.complaints, seen.requests)
 
 
-def test_without_webgl_the_page_says_so_and_shows_the_planes(tmp_path: Path) -> None:
+def test_without_webgl_the_page_says_so_and_shows_the_planes(play: Any, tmp_path: Path) -> None:
     path = report(tmp_path, ("left", "right"), "A study")
-    for browser in launched(["--disable-gpu", "--disable-3d-apis"]):
+    for browser in launched(play, ["--disable-gpu", "--disable-3d-apis"]):
         seen = Seen(browser, path)
         assert seen.page.is_visible("#viewer-none")
         assert "WebGL" in seen.page.inner_text("#viewer-none")
