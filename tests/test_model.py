@@ -113,7 +113,7 @@ def test_medicalnets_shortcuts_answer_as_monais_and_let_gradients_through(dims):
     theirs.load_state_dict(ours.state_dict())
     image = torch.rand(1, 1, *(32, 25, 33)[:dims], dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(ours(image), theirs(image))
-    for block in (m for m in ours.modules() if hasattr(m, "downsample")):  # only the shortcuts are left to learn through
+    for block in (m for m in ours.modules() if hasattr(m, "downsample")):  # leaves the shortcuts
         nn.init.zeros_(block.conv2.weight)
     (grown,) = torch.autograd.grad(ours(image).square().sum(), image)
     assert grown.abs().max() > 0

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class PaddedShortcut(nn.Module):
-    """Every ``stride``-th element of ``[n, channels, ...]``, with channels of zeros behind; of any dimensions.
+    """Every ``stride``-th element of ``[n, channels, ...]`` in 2D or 3D, with channels of zeros behind.
 
     The same numbers as MONAI's function of this kind, whose gradients stop there: blocks before it would learn through
     the residual branch alone.
@@ -32,7 +32,8 @@ class PaddedShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         spatial = x.ndim - 2
-        x = x[(..., *[slice(None, None, self.stride)] * spatial)]
+        step = slice(None, None, self.stride)
+        x = x[:, :, step, step, step] if spatial == 3 else x[:, :, step, step]
         return F.pad(x, (0, 0) * spatial + (0, self.channels - x.shape[1]))
 
     def extra_repr(self) -> str:

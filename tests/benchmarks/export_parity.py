@@ -8,8 +8,8 @@ A job is an architecture and the dimensions it is built in, as ``resnet18/2d``. 
 Kernels are random, and made as well-behaved as trained ones: statistics of batch normalisation are those of the images,
 and the last normalisation of a residual branch has a small gain, as it has where training starts by the book (zero,
 Goyal et al. 2017, arXiv 1706.02677). With gains of one, what rounding does grows with every block (Yang et al. 2019,
-arXiv 1902.08129). The new head is drawn so that its logits spread over several units: were all answers one half, any two
-programs would agree. The same model in float64 tells how much of a difference is mere rounding.
+arXiv 1902.08129). The new head is drawn so that its logits spread over several units: were all answers one half, any
+two programs would agree. The same model in float64 tells how much of a difference is mere rounding.
 """
 
 from __future__ import annotations

@@ -145,7 +145,9 @@ def test_the_planes_have_the_patients_right_on_the_left_as_the_outlines_do(brows
     grey[20:] = 100  # x grows towards the patient's right
     shown = Image(grey, image.geometry)
     axial = look("case-x", 0.5, shown, np.ones_like(only), only).views[0]
-    assert axial.plane == "axial" and axial.grey[:, :20].min() == 255 and axial.grey[:, 20:].max() == 0
+    assert axial.plane == "axial"
+    assert axial.grey[:, :20].min() == 255
+    assert axial.grey[:, 20:].max() == 0
     path = write_view(Shown("case-x", shown, {"predicted": only}), tmp_path / "v.html")
     seen = Seen(browser, path)
     seen.page.wait_for_selector("#viewer[data-shown]")
