@@ -117,13 +117,12 @@ def say_s(seconds: float) -> str:
 
     Examples
     --------
-    >>> [say_s(s) for s in (0.0042, 1.26, 75, 4000, 400000)]
-    ['4.2 ms', '1.3 s', '1.2 min', '1.1 h', '4.6 d']
+    >>> [say_s(s) for s in (0.0042, 0.62, 1.26, 75, 4000, 400000)]
+    ['4.2 ms', '620 ms', '1.3 s', '1.2 min', '1.1 h', '4.6 d']
     """
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:,.0f} {unit}"
-    return f"{seconds * 1000:.2g} ms"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 0.001))
+    unit, size = next((u for u in units if seconds >= u[1]), units[-1])
+    return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:,.0f} {unit}"
 
 
 def cost_of_training(

@@ -110,8 +110,8 @@ def measure(job: str) -> dict[str, object]:
         "versions": {p.__name__: p.__version__ for p in (torch, __import__("onnx"), __import__("onnxruntime"))},
     }  # fmt: skip
     with torch.inference_mode():
-        exact = torch.cat([network.double()(part.double()) for part in batch.split(10)]).numpy()
-    found["rounding"] = float(np.abs(exact - wanted).max())
+        exact = torch.cat([network.double()(part.double()) for part in batch[::4].split(10)]).numpy()
+    found["rounding"] = float(np.abs(exact - wanted[::4]).max())
     network.float()
     with tempfile.TemporaryDirectory() as folder:
         try:
