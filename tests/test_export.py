@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from bundle_schema import SPECIFIED
 from click.testing import CliRunner
 from PIL import Image as Picture
 
@@ -250,29 +251,6 @@ verify_net_in_out("network_def", meta_file=meta, config_file=config, device="cpu
 """
 RUN = 'run("inference", config_file=config, dataset_dir=sys.argv[2])'
 COMMAND = "import runpy; runpy.run_module('monai.bundle', run_name='__main__')"
-
-SPECIFIED = {  # what MONAI's bundle specification asks of metadata.json
-    "type": "object",
-    "required": ["schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version",
-                 "required_packages_version", "task", "description", "authors", "copyright", "network_data_format"],
-    "properties": {
-        "version": {"type": "string", "pattern": r"^\d+\.\d+\.\d+$"},
-        "changelog": {"type": "object", "additionalProperties": {"type": "string"}},
-        **{k: {"type": "string", "minLength": 1} for k in ("schema", "monai_version", "pytorch_version", "task")},
-        "network_data_format": {
-            "type": "object",
-            "required": ["inputs", "outputs"],
-            "additionalProperties": {"type": "object", "additionalProperties": {
-                "type": "object",
-                "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data",
-                             "channel_def"],
-                "properties": {"num_channels": {"type": "integer"}, "spatial_shape": {"type": "array"},
-                               "value_range": {"type": "array"}, "is_patch_data": {"type": "boolean"},
-                               "channel_def": {"type": "object", "additionalProperties": {"type": "string"}}},
-            }},
-        },
-    },
-}  # fmt: skip
 
 
 @pytest.fixture

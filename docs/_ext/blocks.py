@@ -7,10 +7,11 @@ marks what is special about it:
     <!-- not run: why -->   shown only; counted, with its reason
     <!-- quiet -->          run, but what it prints is not shown
     <!-- exit 3 -->         the last command has to end with this code
+    <!-- needs: onnx unzip -->   not run where one of these packages or programs is not installed
 
-and one anywhere in the page, ``<!-- here: phantom -->``, names what its folder holds (see ``here.py``); where a whole
-page needs what no build has, it says ``<!-- no block of this page is run: why -->``. A YAML block
-whose first line is ``# NAME.yaml`` becomes that file; any other block is read as a part of a config.
+and one anywhere in the page, ``<!-- here: phantom -->``, names what its folder holds and what runs beside it (see
+``here.py``); where that cannot be had, no block of the page is run. A YAML block whose first line is ``# NAME.yaml``
+becomes that file; any other block is read as a part of a config. ``cd`` and ``export`` last until the end of the page.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>[^`\n]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S)
-MARK = re.compile(r"<!--\s*(not run: .+?|quiet|exit \d+)\s*-->\s*\Z")
-PAGE = re.compile(r"<!--\s*no block of this page is run: (.+?)\s*-->")
+MARK = re.compile(r"<!--\s*(not run: .+?|needs: .+?|quiet|exit \d+)\s*-->\s*\Z")
 HERE = re.compile(r"<!--\s*here: ([\w ]+?)\s*-->")
 CODE = {"python", "py", "sh", "bash", "console", "shell", "yaml", "yml"}
 MOST_LINES = 40
@@ -51,7 +54,9 @@ class Block:
     @property
     def reason(self) -> str:
         """Why it is not run, or nothing."""
-        return next((m.removeprefix("not run: ") for m in self.marks if m.startswith("not run: ")), "")
+        said = next((m.removeprefix("not run: ") for m in self.marks if m.startswith("not run: ")), "")
+        needed = [name for m in self.marks if m.startswith("needs: ") for name in m.split()[1:]]
+        return said or absent(needed)
 
     @property
     def exit_code(self) -> int:
@@ -82,12 +87,11 @@ def blocks_of(text: str, page: str) -> list[Block]:
     ['needs a cluster']
     """
     found = []
-    whole = [f"not run: {m[1]}" for m in PAGE.finditer(text)]
     for fence in FENCE.finditer(text):
         language = fence["language"].strip()
         if language not in CODE:
             continue
-        marks, above = [*whole], text[: fence.start()].rstrip("\n")
+        marks, above = list[str](), text[: fence.start()].rstrip("\n")
         while (mark := MARK.search(above)) and above.count("\n", mark.start()) == 0:
             marks.append(mark[1])
             above = above[: mark.start()].rstrip("\n")
@@ -96,9 +100,19 @@ def blocks_of(text: str, page: str) -> list[Block]:
     return found
 
 
+def absent(names: Sequence[str]) -> str:
+    """Which of some packages or programs are not installed, in words; nothing where all are.
+
+    >>> absent(["json", "ls"]), absent(["json", "no_such_thing"])
+    ('', 'no_such_thing is not installed')
+    """
+    gone = [n for n in names if find_spec(n) is None and shutil.which(n) is None]
+    return f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} not installed" if gone else ""
+
+
 def run_page(path: Path, name: str, folder: Path | None = None) -> list[Outcome]:
     """Run a page's blocks; after a failure the rest of the page is not tried."""
-    from here import prepare
+    from here import Absent, prepare
 
     text = path.read_text(encoding="utf-8")
     wanted = [word for names in HERE.findall(text) for word in names.split()]
@@ -109,9 +123,15 @@ def run_page(path: Path, name: str, folder: Path | None = None) -> list[Outcome]
         stack.enter_context(_own_folders(place))
         names: dict[str, Any] = {"__name__": "__page__"}
         blocks = blocks_of(text, name)
+        lacking = ""
         if any(not b.reason for b in blocks):
-            prepare(wanted, place)
+            try:
+                prepare(wanted, place, stack)
+            except Absent as why:
+                lacking = str(why)
         for block in blocks:
+            if lacking:
+                block.marks.append(f"not run: {lacking}")
             outcomes.append(_run(block, names, place))
             if outcomes[-1].status == "failed":
                 break
@@ -120,24 +140,22 @@ def run_page(path: Path, name: str, folder: Path | None = None) -> list[Outcome]
 
 @contextlib.contextmanager
 def _own_folders(place: Path) -> Any:
-    """Key, store and cache of their own, and a ``medtransfer`` command for the shell."""
+    """Key, store and cache of their own, a ``medtransfer`` command for the shell, and no browser."""
     home = place / ".home"
     home.mkdir(exist_ok=True)
     tool = home / "medtransfer"
     tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m medtransfer "$@"\n')
     tool.chmod(0o755)
     new = {"MEDTRANSFER_HOME": str(home), "MEDTRANSFER_CACHE": str(home / "cache"), "TORCH_HOME": str(home / "torch"),
-           "PATH": f"{home}{os.pathsep}{os.environ.get('PATH', '')}", "COLUMNS": "118"}  # fmt: skip
-    old = {k: os.environ.get(k) for k in new}
+           "PATH": os.pathsep.join([str(home), str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+           "COLUMNS": "118", "BROWSER": "true"}  # fmt: skip
+    old = dict(os.environ)
     os.environ.update(new)
     try:
         yield
     finally:
-        for key, value in old.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+        os.environ.clear()
+        os.environ.update(old)
 
 
 def _run(block: Block, names: dict[str, Any], place: Path) -> Outcome:
@@ -188,6 +206,8 @@ def console(code: str, exit_code: int, out: io.StringIO, err: io.StringIO) -> No
         wanted = exit_code if i == len(commands) - 1 else 0
         if re.fullmatch(r"medtransfer\s[^|&;<>$`*]*", command):
             code_found = _medtransfer(shlex.split(command))
+        elif re.fullmatch(r"(export|cd)\s[^&;]*|\w+=(\$\(.*\)|[^\s&;]*)", command):
+            code_found = _lasting(command)
         else:
             done = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, check=False)
             out.write(done.stdout)
@@ -195,6 +215,16 @@ def console(code: str, exit_code: int, out: io.StringIO, err: io.StringIO) -> No
             code_found = done.returncode
         if code_found != wanted:
             raise RuntimeError(f"'{command}' ended with {code_found} instead of {wanted}")
+
+
+def _lasting(command: str) -> int:
+    """What ``cd``, ``export`` or an assignment changes, for the commands after it."""
+    done = subprocess.run(["bash", "-eauc", f"{command}\npwd && env -0"], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        where, _, found = done.stdout.partition("\n")
+        os.chdir(where)
+        os.environ.update(pair.split("=", 1) for pair in found.split("\0") if "=" in pair)
+    return done.returncode
 
 
 def _medtransfer(words: list[str]) -> int:

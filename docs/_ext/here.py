@@ -1,4 +1,7 @@
-"""What the folder of a page holds before its first block runs: small cohorts that are drawn by code."""
+"""What the folder of a page holds before its first block runs: small cohorts that are drawn by code, runs on them.
+
+What runs beside a page, an archive or a queue of jobs, is in ``services.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,26 @@ import numpy as np
 KEPT = Path(__file__).parents[1] / "_made" / "kept"
 
 
-def prepare(names: Sequence[str], place: Path) -> None:
-    """Write what the names ask for into a folder."""
+class Absent(Exception):
+    """What a page needs cannot be had on this machine; says why."""
+
+
+def prepare(names: Sequence[str], place: Path, running: contextlib.ExitStack) -> None:
+    """Write what the names ask for into a folder; what they start ends with ``running``.
+
+    Raises
+    ------
+    Absent
+        Where a package or a program that they need is not installed.
+    """
+    from scans import SCANS
+    from services import SERVICES
+
     for name in names:
-        MAKERS[name](place)
+        if name in SERVICES:
+            running.enter_context(SERVICES[name](place))
+        else:
+            (MAKERS | SCANS)[name](place)
 
 
 def phantom(place: Path) -> None:
@@ -182,8 +201,8 @@ def masks(place: Path) -> None:
     _table(place / "masks.csv", ["case_id", "patient_id", "image", "mask", "part"], rows)
 
 
-def standin(place: Path) -> None:
-    """A weights file as a colleague would bring it, and ``imagenet/`` names in the page's own store.
+def standin(place: Path, name: str = "resnet18") -> None:
+    """A weights file as a colleague would bring it, and an ``imagenet/`` name in the page's own store.
 
     Their tensors are drawn at random: the pages show the steps, not the result that trained weights give.
     """
@@ -193,9 +212,9 @@ def standin(place: Path) -> None:
     from medtransfer.adapt import import_file
 
     torch.manual_seed(0)
-    network = torchvision.models.resnet18(weights=None)
-    torch.save(network.state_dict(), place / "resnet18.pth")
-    import_file(place / "resnet18.pth", name="imagenet/resnet18", arch=None, mean=(0.485, 0.456, 0.406),
+    network = getattr(torchvision.models, name)(weights=None)
+    torch.save(network.state_dict(), place / f"{name}.pth")
+    import_file(place / f"{name}.pth", name=f"imagenet/{name}", arch=None, mean=(0.485, 0.456, 0.406),
                 std=(0.229, 0.224, 0.225), licence="none", origin="random numbers")  # fmt: skip
 
 
