@@ -157,25 +157,29 @@ def masks(model: Exported, record: SeriesRecord, target: Path) -> dict[str, obje
     if record.spacing_mm is not None and labels.ndim == 3:
         ml = {n: float(c * np.prod(record.spacing_mm) / 1000) for n, c in zip(model.structures, counts, strict=True)}
         row["volumes_ml"] = {n: round(v, 3) for n, v in ml.items()}
-        if record.modality and labels.any():
+        if record.modality:
             seg = write_seg(labels, record, target.with_suffix(".seg.dcm"), structures=model.structures)
-            there = {n: v for n, v in ml.items() if v}
-            row["written"] = [seg.name, write_sr(record, target.with_suffix(".sr.dcm"), volumes_ml=there, seg=seg).name]
-        elif not record.modality:
+            row["written"] = [seg.name, write_sr(record, target.with_suffix(".sr.dcm"), volumes_ml=ml, seg=seg).name]
+        else:
             row["written"] = [write_mask(labels, image, target.with_suffix(".nii.gz")).name]
     return row
 
 
 def classes(model: Exported, records: list[SeriesRecord], target: Path | None) -> dict[str, object]:
-    """Probabilities, or values, for a series or for a bag of them; probabilities of a DICOM series also as SR."""
+    """Probabilities and what they call, or values, for a series or for a bag of them; of a DICOM series also as SR."""
     from medtransfer.out.sr import write_sr
 
     image = tuple(records) if model.card.bag else records[0]
     prepared = Prepared([Case("series", "patient", image)], model.card.preparation(), progress=False)
-    said = dict(zip(model.card.names, map(float, model.says(prepared, [0])[0]), strict=True))
-    row: dict[str, object] = {"values" if model.card.task == "regression" else "probabilities": said}
-    if target is not None and records[0].modality and records[0].kind == "volume" and model.card.task != "regression":
-        row["written"] = [write_sr(records[0], target.with_suffix(".sr.dcm"), probabilities=said).name]
+    found = model.says(prepared, [0])[0].tolist()
+    said, path = dict(zip(model.card.names, found, strict=True)), target and target.with_suffix(".sr.dcm")
+    results = {"values": said} if model.card.task == "regression" else {
+        "probabilities": said, "thresholds": model.card.thresholds}  # fmt: skip
+    row: dict[str, object] = {**results}
+    if model.card.task != "regression":
+        row["called"] = model.card.row(found)[-1]
+    if path and records[0].modality:
+        row["written"] = [write_sr(records[0], path, **results).name]
     return row
 
 

@@ -23,16 +23,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medtransfer.cache import fingerprint
+from medtransfer.cache import file_digest, fingerprint
 from medtransfer.claims import LEASE_S, create, divide
 from medtransfer.cohort import Case, images_of
-from medtransfer.cost import LOOKED_AT, Cost, Stage, evenly, preparing, speaking
+from medtransfer.cost import LOOKED_AT, Cost, Stage, answering, evenly, preparing
 from medtransfer.errors import ConfigError, MedTransferError, RunError
-from medtransfer.masks import Form, predict_into, segments
+from medtransfer.export.opened import Exported, open_exported
+from medtransfer.masks import Form, predict_into
 from medtransfer.pseudonym import pseudonym
-from medtransfer.run import load_checkpoint, make_folder, read_state, write
+from medtransfer.run import make_folder, read_state, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def predict_shared(
     Parameters
     ----------
     run : path
-        A finished run.
+        A finished run, or what :func:`medtransfer.export.export` wrote.
     studies : sequence of path
         Files, or folders of one series (of a run on bags: of one case). Empty takes those the folder knows.
     folder : path
@@ -103,18 +104,17 @@ def predict_shared(
     Raises
     ------
     RunError
-        Where the run is not complete, or the folder holds other work.
+        Where the run is not complete, the file is no model, or the folder holds other work.
     ConfigError
         Where there is no study, a study is named twice or does not exist.
     """
     from tqdm import tqdm
 
-    run, folder = Path(run), Path(folder)
-    state = read_state(run)
-    if state["status"] != "complete":
-        raise RunError("the run is not complete", where=run.name, fix="run the training command again: it goes on")
-    size, paths, aliases = _begin(folder, state, [Path(s) for s in studies], form, portion)
-    work = _masks(run, folder / "masks", form) if segments(run) else _Classes(run, workers)
+    folder, model = Path(folder), open_exported(run)
+    size, paths, aliases = _begin(folder, _identity(Path(run)), [Path(s) for s in studies], form, portion)
+    masks = model.card.task == "segmentation"
+    work = _masks(model, folder / "masks", form) if masks else _classes(model, workers)
+    head = ["mask", *(f"ml:{n}" for n in model.structures)] if masks else model.card.columns
     own: list[int] = []
 
     def compute(number: int) -> str:
@@ -131,12 +131,12 @@ def predict_shared(
         parts = divide(folder, -(-len(paths) // size), compute, lease_s=lease_s, tell=tell)
     rows = _whole(parts, len(paths))
     table = folder / "predictions.csv"
-    write(table, _csv([["row", "case", *_head(state), "problem"], *rows]))
+    write(table, _csv([["row", "case", *head, "problem"], *rows]))
     return Shared(table, len(rows), sum(bool(row[-1]) for row in rows), len(own))
 
 
 def cost_of_predicting(run: str | Path, studies: Sequence[str | Path], *, workers: int = 2) -> Cost:
-    """Time of predicting studies with a finished run by one process, from a few of them.
+    """Time of predicting studies with a run or an exported model by one process, from a few of them.
 
     Raises
     ------
@@ -145,27 +145,24 @@ def cost_of_predicting(run: str | Path, studies: Sequence[str | Path], *, worker
     DataError
         Where none of those looked at can be read.
     """
-    from medtransfer.prepare import Prepare
-
-    run = Path(run)
-    asked, paths = read_state(run)["asked"], [Path(p) for p in studies]
+    model, paths = open_exported(run), [Path(p) for p in studies]
     if not paths:
         raise ConfigError("there is no study to predict", fix="name images, or --list FILE")
     looked_at = [paths[i] for i in evenly(range(len(paths)), LOOKED_AT)]
-    if segments(run):
-        return Cost((Stage("read, segment, write", len(paths), _timed_masks(run, looked_at[:3])),), len(looked_at[:3]))
-    cases = [Case(str(p), str(p), images_of(p) if asked.get("bag") else p) for p in looked_at]
-    stages, arrays = preparing(cases, Prepare(**asked["prepare"]), len(paths), workers, reads=1)
-    models = [load_checkpoint(f).eval() for f in sorted(run.glob("fold-*/model.safetensors"))]
-    return Cost((*stages, Stage("predict", len(paths), speaking(models, arrays))), len(arrays))
+    if model.card.task == "segmentation":
+        seconds = _timed_masks(model, looked_at[:3])
+        return Cost((Stage("read, segment, write", len(paths), seconds),), len(seconds))
+    cases = _cases(model, looked_at)
+    stages, arrays = preparing(cases, model.card.preparation(), len(paths), workers, reads=1)
+    return Cost((*stages, Stage("predict", len(paths), answering(model.answer, arrays))), len(arrays))
 
 
-def _timed_masks(run: Path, paths: Sequence[Path]) -> tuple[float, ...]:
+def _timed_masks(model: Exported, paths: Sequence[Path]) -> tuple[float, ...]:
     seconds = []
     with TemporaryDirectory() as out:
         for path in paths:
             began = time.perf_counter()
-            list(predict_into(run, [str(path)], out))
+            list(predict_into(model, [str(path)], out))
             seconds.append(time.perf_counter() - began)
     return tuple(seconds)
 
@@ -188,14 +185,14 @@ def read_list(path: str | Path) -> list[Path]:
 
 
 def _begin(
-    folder: Path, state: dict[str, Any], studies: Sequence[Path], form: str, portion: int
+    folder: Path, identity: str, studies: Sequence[Path], form: str, portion: int
 ) -> tuple[int, list[Path], list[str]]:
     """Studies together, paths and pseudonyms: of the work that stands in the folder, or that is begun here."""
     stands = (folder / "work.json").is_file()
     if not studies and not stands:
         raise ConfigError("there is no study to predict", where=folder.name, fix="name images, or --list FILE")
     paths = [p.resolve() for p in studies]
-    asked = {"run": state["identity"], "form": form, "key": pseudonym("case", "whose key this is")}
+    asked = {"run": identity, "form": form, "key": pseudonym("case", "whose key this is")}
     if studies:
         _check(paths)
         asked["studies"] = fingerprint(*map(str, paths))
@@ -249,11 +246,12 @@ def _whole(parts: Sequence[Path], studies: int) -> Rows:
     return rows
 
 
-def _head(state: dict[str, Any]) -> list[str]:
-    asked = state["asked"]
-    if asked.get("task") == "segmentation":
-        return ["mask", *(f"ml:{n}" for n in asked["structures"])]
-    return [f"p:{c}" for c in asked["classes"]]
+def _identity(path: Path) -> str:
+    """What tells a model from all others: of a run what was asked, of a file or folder what is in it."""
+    if (path / "run.json").is_file():
+        return str(read_state(path)["identity"])
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return fingerprint(*(file_digest(p) for p in files))
 
 
 def _csv(rows: Rows) -> str:
@@ -267,54 +265,48 @@ def _problem(error: MedTransferError | OSError) -> str:
     return error.what if isinstance(error, MedTransferError) else error.strerror or type(error).__name__
 
 
-class _Classes:
-    """Probabilities, or predicted values, of a run's folds averaged; the models are read when first asked."""
+def _cases(model: Exported, paths: Sequence[Path]) -> list[Case]:
+    return [Case(str(p), str(p), images_of(p) if model.card.bag else p) for p in paths]
 
-    def __init__(self, run: Path, workers: int) -> None:
-        from medtransfer.prepare import Prepare
 
-        self.asked = read_state(run)["asked"]
-        self.prepare, self.workers = Prepare(**self.asked["prepare"]), workers
-        self.files, self.models = sorted(run.glob("fold-*/model.safetensors")), list[Any]()
+def _classes(model: Exported, workers: int) -> Work:
+    """Probabilities and what they call, or predicted values."""
 
-    def __call__(self, paths: Sequence[Path]) -> Rows:
-        import numpy as np
+    from medtransfer.dataset import Prepared
 
-        from medtransfer.dataset import Prepared
-        from medtransfer.predict import speak
+    card = model.card
 
-        self.models = self.models or [load_checkpoint(f).eval() for f in self.files]
-        several = bool(self.asked.get("bag"))
-        cases = [Case(str(p), str(p), images_of(p) if several else p) for p in paths]
-        prepared = Prepared(cases, self.prepare, progress=False)
-        channels = self.models[0].description.in_channels
+    def work(paths: Sequence[Path]) -> Rows:
+        prepared = Prepared(_cases(model, paths), card.preparation(), progress=False)
 
         def one(index: int) -> NDArray[np.float32] | str:
             try:
                 array = prepared.one(index)
             except (MedTransferError, OSError) as error:
                 return _problem(error)
-            if len(array) != channels:
-                return f"the image has {len(array)} channels where the model takes {channels}"
+            if len(array) != card.shape[0]:
+                return f"the image has {len(array)} channels where the model takes {card.shape[0]}"
             return array
 
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            arrays = list(pool.map(one, range(len(cases))))
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            arrays = list(pool.map(one, range(len(paths))))
         good = [a for a in arrays if not isinstance(a, str)]
-        said = iter(np.mean([speak(m, np.stack(good)) for m in self.models], axis=0) if good else ())
-        blank = [""] * len(self.asked["classes"])
-        return [[*blank, a] if isinstance(a, str) else [*(f"{p:.6f}" for p in next(said)), ""] for a in arrays]
+        said = iter(model.answers(good))
+        blank = [""] * len(card.columns)
+        return [[*blank, a] if isinstance(a, str) else [*card.row(next(said)), ""] for a in arrays]
+
+    return work
 
 
-def _masks(run: Path, out: Path, form: Form) -> Work:
+def _masks(model: Exported, out: Path, form: Form) -> Work:
     """Masks in files, and the volumes of their structures."""
-    names = read_state(run)["asked"]["structures"]
+    names = model.structures
 
     def work(paths: Sequence[Path]) -> Rows:
         rows: Rows = []
         while left := [str(p) for p in paths[len(rows) :]]:
             try:
-                for made in predict_into(run, left, out, form=form):
+                for made in predict_into(model, left, out, form=form):
                     volumes = [f"{made.volumes_ml[n]:.3f}" if made.volumes_ml else "" for n in names]
                     rows.append([made.path.name if made.path else "", *volumes, ""])
             except (MedTransferError, OSError) as error:

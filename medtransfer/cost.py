@@ -117,13 +117,12 @@ def say_s(seconds: float) -> str:
 
     Examples
     --------
-    >>> [say_s(s) for s in (0.0042, 1.26, 75, 4000, 400000)]
-    ['4.2 ms', '1.3 s', '1.2 min', '1.1 h', '4.6 d']
+    >>> [say_s(s) for s in (0.0042, 0.62, 1.26, 75, 4000, 400000)]
+    ['4.2 ms', '620 ms', '1.3 s', '1.2 min', '1.1 h', '4.6 d']
     """
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:,.0f} {unit}"
-    return f"{seconds * 1000:.2g} ms"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 0.001))
+    unit, size = next((u for u in units if seconds >= u[1]), units[-1])
+    return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:,.0f} {unit}"
 
 
 def cost_of_training(
@@ -159,11 +158,11 @@ def cost_of_training(
     val, test = (sum(len(f.parts()[k]) for f in split.folds) for k in (1, 2))
     with threads(processes):
         stages += _learning(model, arrays, split, recipe, augment, processes)
-        answering = speaking([model], arrays)
+        spoken = speaking(model, arrays)
     changes = sum(len(levels) for _, levels, _ in CHANGES.values()) if robustness else 0
     changed = min(test, 200 if prepare.dims == 2 else 40) * (changes + 1) if changes else 0
-    stages += [Stage("predict val and test", val + test, answering)]
-    stages += [Stage("predict changed test images", changed, answering)] if changed else []
+    stages += [Stage("predict val and test", val + test, spoken)]
+    stages += [Stage("predict changed test images", changed, spoken)] if changed else []
     return Cost(tuple(stages), len(arrays), "controls, maps, intervals and the report come on top")
 
 
@@ -286,13 +285,19 @@ def _step(
         return learnt, _measured(lambda: tail(model, frozen, pooled, x), len(images))
 
 
-def speaking(models: Sequence[Model], arrays: Sequence[Array]) -> tuple[float, ...]:
-    """Seconds a case of all these models."""
+def speaking(model: Model, arrays: Sequence[Array]) -> tuple[float, ...]:
+    """Seconds a case of a model."""
     import torch
 
-    models, images = [copy.deepcopy(m).eval() for m in models], _images(arrays)
+    model, images = copy.deepcopy(model).eval(), _images(arrays)
     with torch.inference_mode():
-        return _measured(lambda: [m(images) for m in models], len(images))
+        return _measured(lambda: model(images), len(images))
+
+
+def answering(answer: Callable[[Array], object], arrays: Sequence[Array]) -> tuple[float, ...]:
+    """Seconds a case of what answers batches of arrays."""
+    images = _images(arrays).contiguous().numpy()
+    return _measured(lambda: answer(images), len(images))
 
 
 def _images(arrays: Sequence[Array]) -> Any:

@@ -74,10 +74,14 @@ def job_of(experiment: Experiment, cohort: Cohort, split: Split) -> Job:
 
 def planned(experiment: Experiment, cohort: Cohort, split: Split) -> dict[str, Any]:
     """Everything short of training, checked; ``text`` is what a person reads."""
+    from medtransfer._cost_masks import cost_of_masks
+
     job = job_of(experiment, cohort, split)
-    facts = {"cohort": repr(cohort), "out": experiment.top.out}
+    facts: dict[str, Any] = {"cohort": repr(cohort), "out": experiment.top.out}
     head = "\n".join(f"{key:<10} {value}" for key, value in facts.items())
-    return facts | job.to_record(split) | {"text": f"{head}\n{job.as_text(split)}"}
+    cost = cost_of_masks(job.model, cohort, split, job.plan, job.recipe)
+    text = f"{head}\n{job.as_text(split)}\n\n{cost}"
+    return facts | job.to_record(split) | {"cost": cost.to_record(), "text": text}
 
 
 def train(

@@ -375,10 +375,11 @@ def gate(evaluation: Evaluation | Segmented, at_least: float | None) -> None:
 
 
 def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progress: bool = True) -> str:
-    """CSV of probabilities, or predicted values, for new images, in the order given; folds are averaged.
+    """CSV of probabilities and what they call, or predicted values, for new images, in the order given.
 
-    ``folder`` is a finished run or what :func:`medtransfer.export.export` wrote. Where it was trained on bags, images
-    are folders, one a case. Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
+    ``folder`` is a finished run or what :func:`medtransfer.export.export` wrote; folds are averaged, and
+    :meth:`medtransfer.export.card.Card.row` tells what a case is called. Where it was trained on bags, images are
+    folders, one a case. Rows carry their number and a pseudonym, not the file's name, which may be a patient's.
     """
     import csv
     import io
@@ -393,7 +394,7 @@ def predict_files(folder: str | Path | Exported, images: Sequence[str], *, progr
     found = model.says(prepared, range(len(cases)), progress=progress)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", "case", *(f"p:{c}" for c in model.card.names)])
+    writer.writerow(["row", "case", *model.card.columns])
     for number, (case, row) in enumerate(zip(cases, found, strict=True), start=1):
-        writer.writerow([number, case.alias, *(f"{p:.6f}" for p in row)])
+        writer.writerow([number, case.alias, *model.card.row(row)])
     return text.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def write_reports(
     for image, row in zip(images, csv.DictReader(io.StringIO(table)), strict=True):
         path = Path(out) / f"{row['case']}.sr.dcm"
         found = {key.partition(":")[2]: float(v) for key, v in row.items() if key[:2] in ("p:", "ml") and v}
-        results: dict[str, Any] = {"probabilities": found, "thresholds": thresholds_of(card.decided, card.names)}
+        results: dict[str, Any] = {"probabilities": found, "thresholds": card.thresholds}
         if card.task == "regression":
             results = {"values": found}
         elif card.task == "segmentation":
@@ -70,21 +70,6 @@ def write_reports(
         record = scan(image, progress=False)[0]
         made.append(write_sr(record, path, model=name, version=release, deidentified=deidentified, **results))
     return made
-
-
-def thresholds_of(decided: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
-    """Threshold of each class that has one, of several folds their mean, as external validation takes it.
-
-    Examples
-    --------
-    >>> thresholds_of({"threshold": {"rule": "youden", "by_fold": {"0": 0.25, "1": 0.75}}}, ("no", "yes"))
-    {'yes': 0.5}
-    """
-    each = dict(decided.get("thresholds") or {})
-    if decided.get("threshold") and len(names) == 2:
-        each[names[-1]] = decided["threshold"]
-    found = {name: list((stored.get("by_fold") or {}).values()) for name, stored in each.items() if name in names}
-    return {name: sum(map(float, values)) / len(values) for name, values in found.items() if values}
 
 
 def version_of(path: str | Path) -> str:

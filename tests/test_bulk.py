@@ -18,6 +18,7 @@ from small_cohorts import blobs
 from medtransfer import Prepare, Recipe, fit, load_model, split_by_patient
 from medtransfer.bulk import predict_shared, read_list
 from medtransfer.errors import ConfigError, RunError
+from medtransfer.export import export
 from medtransfer.pipeline import predict_files
 
 PORTIONS = """
@@ -102,7 +103,8 @@ def test_the_numbers_are_those_of_one_command_and_a_second_call_computes_nothing
     assert found[0] == [*plain[0], "problem"]
     for a, b in zip(found[1:], plain[1:], strict=True):
         assert a[:2] == b[:2]
-        assert np.allclose(np.array(a[2:4], float), np.array(b[2:], float), atol=2e-6)
+        assert np.allclose(np.array(a[2:4], float), np.array(b[2:4], float), atol=2e-6)
+        assert a[4] == b[4]
     before = done.table.read_bytes()
     assert predict_shared(folder, [], tmp_path / "q", progress=False).own == 0
     assert done.table.read_bytes() == before
@@ -143,6 +145,17 @@ def test_other_work_is_refused(run, tmp_path):
     (tmp_path / "q" / "work.json").write_text(json.dumps(known))
     with pytest.raises(RunError, match="MEDTRANSFER_HOME"):
         predict_shared(folder, [], tmp_path / "q", progress=False)
+
+
+def test_an_exported_model_is_shared_as_the_run_is(run, tmp_path):
+    folder, images = run
+    program = export(folder, tmp_path / "model.pt2", to="torch")
+    a, b = (predict_shared(m, images, tmp_path / str(i), progress=False) for i, m in enumerate((folder, program)))
+    assert [r[:2] + r[4:] for r in table(a.table)] == [r[:2] + r[4:] for r in table(b.table)]
+    numbers = [np.array([r[2:4] for r in table(t.table)[1:]], float) for t in (a, b)]
+    assert np.allclose(*numbers, atol=2e-6)
+    with pytest.raises(RunError, match="other work"):
+        predict_shared(folder, images, tmp_path / "1", progress=False)
 
 
 def test_a_list_starts_from_its_own_folder(tmp_path):

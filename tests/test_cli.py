@@ -67,8 +67,10 @@ def test_train_evaluates_reports_and_says_the_second_time_that_it_is_complete(st
     predicted = call("predict", "run", "images/c0.png", "images/c2.png", cwd=study)
     assert predicted.returncode == 0, predicted.stderr
     rows = [line.split(",") for line in predicted.stdout.splitlines()]
-    assert rows[0] == ["row", "case", "p:no", "p:yes"]
+    assert rows[0] == ["row", "case", "p:no", "p:yes", "called"]
     assert len(rows) == 3
+    limit = json.loads((study / "run" / "metrics.json").read_text())["threshold"]["by_fold"]["0"]
+    assert all(r[-1] == ("yes" if float(r[3]) >= limit else "no") for r in rows[1:])
     assert "c0" not in predicted.stdout.split("\n", 1)[1]
     exported = call("export", "run", "--out", "shared-model", cwd=study)
     assert exported.returncode == 0, exported.stderr

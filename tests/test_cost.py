@@ -4,9 +4,10 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from small_cohorts import blobs
 
-from medtransfer import Augment, Cohort, Prepare, Recipe, fit, load_model, split_by_patient
+from medtransfer import Augment, Cohort, Prepare, Recipe, Split, fit, load_model, split_by_patient
 from medtransfer.bulk import cost_of_predicting
 from medtransfer.cost import Cost, Stage, cost_of_training, say_s
 from medtransfer.errors import DataError
@@ -107,3 +108,30 @@ def test_of_a_prediction(tmp_path):
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="none of the cases"):
         cost_of_predicting(run.folder, [tmp_path / "x.png"])
+
+
+def test_of_a_segmentation_the_counts_are_those_of_the_training(tmp_path):
+    from small_masks import write_balls
+
+    from medtransfer._cost_masks import cost_of_masks
+    from medtransfer.segment import Plan, load_segmenter
+
+    root = write_balls(tmp_path)
+    cohort = Cohort.from_csv(root / "cohort.csv", root=root, mask="mask", part="part")
+    split = Split.from_column(cohort)
+    plan = Plan(patch=(16, 16, 16), width=4, steps_per_epoch=5, mirror=("x",), overlap=0.5)
+    model = load_segmenter("random/unet", classes=3, width=4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train, val, test = (len(p) for p in split.folds[0].parts())
+    cost = cost_of_masks(model, cohort, split, plan, Recipe(method="full", epochs=40, freeze_epochs=0, patience=3))
+    found = times(cost)
+    assert found["read, onto the grid"] == (train + val, None)
+    assert found["step, all learns"] == (40 * 5, 4 * 2 * 5)  # a validation each second epoch, and three without a gain
+    assert found["validate"] == ((20 + 1) * val, 4 * val)  # the last epoch is looked at in any case
+    assert found["segment val and test"] == (val + test, None)
+    windows = next(s.seconds for s in cost.stages if s.name == "validate")
+    twice = next(s.seconds for s in cost.stages if s.name == "segment val and test")
+    assert twice == pytest.approx([2 * s for s in windows])  # one mirrored view
+    # 18 to 20 x 20 x 14 voxels by windows of 16 that go on by 8: 2 x 2 x 1
+    assert len(set(windows)) == 1
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -112,7 +112,7 @@ def shipped(trained, tmp_path_factory):
 
 def table(text):
     rows = list(csv.reader(text.splitlines()))
-    return np.array([[float(v) for v in row[2:]] for row in rows[1:]])
+    return np.array([[float(v) for name, v in zip(rows[0], row, strict=True) if name[:2] == "p:"] for row in rows[1:]])
 
 
 def test_every_form_predicts_what_the_run_predicts(trained, shipped):
@@ -122,8 +122,10 @@ def test_every_form_predicts_what_the_run_predicts(trained, shipped):
     assert np.ptp(expected[:, 0]) > 0.1
     for to, path in shipped.items():
         found = predict_files(path, files, progress=False)
-        assert found.splitlines()[0] == "row,case,p:no,p:yes"
+        assert found.splitlines()[0] == "row,case,p:no,p:yes,called"
         assert np.abs(table(found) - expected).max() < 1e-5, to
+        called = [line.split(",")[-1] for line in found.splitlines()[1:]]
+        assert called == [("no", "yes")[k] for k in expected.argmax(1)]
         one = open_exported(path)
         assert one.card.folds == 2
         assert one.answer(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 2)

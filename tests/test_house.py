@@ -26,7 +26,7 @@ ROOMS = [
 PRIVATE = {
     "_case": "cohort", "_labels": "cohort", "_rows": "cohort", "_reference": "cohort", "_table1": "cohort",
     "_medmnist": "cohort", "_join": "cohort", "_allocate": "split", "_measure": "evaluate", "_mistakes": "evaluate",
-    "_join_masks": "cohort", "_copies": "audit", "_thorax": "phantom",
+    "_join_masks": "cohort", "_copies": "audit", "_thorax": "phantom", "_cost_masks": "cost",
 }  # fmt: skip
 HEAVY = {"torch", "torchvision", "monai", "sklearn", "scipy", "pandas", "matplotlib", "lightning_fabric", "pydicom",
          "highdicom", "nibabel", "PIL", "openpyxl", "safetensors", "jinja2", "ruamel"}  # fmt: skip

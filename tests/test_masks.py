@@ -41,7 +41,10 @@ def test_from_config_to_report_to_new_masks(balls, tmp_path):
     (tmp_path / "seg.yaml").write_text(config(balls, tmp_path / "run"))
     planned = call("train", tmp_path / "seg.yaml", "--dry-run")
     assert planned.exit_code == 0, planned.output
-    assert all(text in planned.output for text in ("patch: [16, 16, 16]", "parameters", "GB", "1 large, 2 small"))
+    assert all(
+        text in planned.output
+        for text in ("patch: [16, 16, 16]", "parameters", "GB", "1 large, 2 small", "step, all learns")
+    )
     assert not (tmp_path / "run" / "run.json").exists()
 
     done = call("train", tmp_path / "seg.yaml", "-q")

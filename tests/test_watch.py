@@ -38,11 +38,11 @@ def watch():
     return load()
 
 
-def study(folder, seed):
+def study(folder, seed, *, brightest=1000):
     """An axial CT series of six slices; what is brighter than 500 is counted by hand."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 1000, (6, 12, 10)).astype(np.int16)
+    pixels = rng.integers(0, brightest, (6, 12, 10)).astype(np.int16)
     uids = [generate_uid(entropy_srcs=[f"{seed} {k}"]) for k in range(3)]
     for z, plane in enumerate(pixels):
         meta = FileMetaDataset()
@@ -133,13 +133,41 @@ def test_a_study_waits_until_it_is_whole(watch, boxes, tmp_path):
 def test_probabilities_stand_in_json_and_sr(watch, boxes):
     inbox, outbox, _ = boxes
     prepare = Prepare(size=(8, 8, 4), scale=(0, 1000))
-    card = Card("classification", ("no", "yes"), (1, 4, 8, 8), prepare=prepare.model_dump(mode="json"))
+    stored = {"threshold": {"rule": "youden", "by_fold": {"0": 0.7, "1": 0.9}}}
+    card = Card("classification", ("no", "yes"), (1, 4, 8, 8), prepare=prepare.model_dump(mode="json"), decided=stored)
     model = Exported(card, lambda x: np.tile([[0.25, 0.75]], (len(x), 1)))
     assert len(list(watch.look(model, inbox, outbox, quiet_s=0))) == 2
     for name, result in results(outbox).items():
         row = result["series"][0]
         assert row["probabilities"] == {"no": 0.25, "yes": 0.75}
+        assert (row["thresholds"], row["called"]) == ({"yes": pytest.approx(0.8)}, "no")
         assert "0.75" in str(pydicom.dcmread(outbox / name / row["written"][0]))
+
+
+def test_values_stand_in_json_and_sr(watch, boxes):
+    inbox, outbox, _ = boxes
+    prepare = Prepare(size=(8, 8, 4), scale=(0, 1000))
+    card = Card("regression", ("age",), (1, 4, 8, 8), prepare=prepare.model_dump(mode="json"))
+    assert len(list(watch.look(Exported(card, lambda x: np.full((len(x), 1), 61.25)), inbox, outbox, quiet_s=0))) == 2
+    for name, result in results(outbox).items():
+        row = result["series"][0]
+        assert row["values"] == {"age": 61.25}
+        assert "61.25" in str(pydicom.dcmread(outbox / name / row["written"][0]))
+
+
+def test_a_mask_that_marks_nothing_is_sent_as_that(watch, tmp_path):
+    from medtransfer.io.scan import scan
+    from medtransfer.io.segments import read_segmentation
+
+    study(tmp_path / "in" / "dark", 5, brightest=400)
+    (tmp_path / "out").mkdir()
+    (name,) = watch.look(thresholding(), tmp_path / "in", tmp_path / "out", quiet_s=0)
+    row = results(tmp_path / "out")[name]["series"][0]
+    seg, sr = (tmp_path / "out" / name / f for f in row["written"])
+    labels, _ = read_segmentation(seg, scan(tmp_path / "in" / "dark", progress=False)[0].read())
+    assert not labels.any()
+    assert row["volumes_ml"] == {"bright": 0}
+    assert "mL" in str(pydicom.dcmread(sr))
 
 
 def test_what_does_not_fit_is_said_and_not_tried_again(watch, boxes):

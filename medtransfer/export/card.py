@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Card:
     folds : int
         Models whose answers are averaged inside.
     decided : dict
-        Threshold rule and values as they were stored; nothing applies them.
+        Threshold rule and values by fold as they were stored: :attr:`thresholds`.
     finish : dict
         Of a segmentation, the post-processing of each structure by number.
     weights : dict
@@ -71,6 +72,54 @@ class Card:
     def output(self) -> str:
         """What the answer is called."""
         return "value" if self.task == "regression" else "probability"
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a table of predictions: the answer, and what the case is called."""
+        return [*(f"p:{name}" for name in self.names), *(["called"] if self.task != "regression" else [])]
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Threshold of each class that has one, of several folds their mean, as external validation takes it.
+
+        Examples
+        --------
+        >>> stored = {"threshold": {"rule": "youden", "by_fold": {"0": 0.25, "1": 0.75}}}
+        >>> Card("classification", ("no", "yes"), (1, 8, 8), decided=stored).thresholds
+        {'yes': 0.5}
+        """
+        each = dict(self.decided.get("thresholds") or {})
+        if self.decided.get("threshold") and len(self.names) == 2:
+            each[self.names[-1]] = self.decided["threshold"]
+        found = {k: list((stored.get("by_fold") or {}).values()) for k, stored in each.items() if k in self.names}
+        return {name: sum(map(float, values)) / len(values) for name, values in found.items() if values}
+
+    def row(self, said: Sequence[float]) -> list[str]:
+        """What one case was answered with, in :attr:`columns`.
+
+        Of two classes the second is called where its probability reaches the stored threshold; without one, and of
+        more classes, the most probable. Of several labels all that reach theirs (without one, one half), parted by
+        semicolons.
+
+        Examples
+        --------
+        >>> stored = {"threshold": {"rule": "youden", "by_fold": {"0": 0.25}}}
+        >>> Card("classification", ("no", "yes"), (1, 8, 8), decided=stored).row([0.7, 0.3])
+        ['0.700000', '0.300000', 'yes']
+        >>> Card("multilabel", ("mass", "effusion", "gas"), (1, 8, 8)).row([0.7, 0.3, 0.5])
+        ['0.700000', '0.300000', '0.500000', 'mass;gas']
+        """
+        said = [float(p) for p in said]
+        cells = [f"{p:.6f}" for p in said]
+        if self.task == "regression":
+            return cells
+        limits = self.thresholds
+        if self.task == "multilabel":
+            called = [n for n, p in zip(self.names, said, strict=True) if p >= limits.get(n, 0.5)]
+            return [*cells, ";".join(called)]
+        if len(limits) == 1:
+            return [*cells, self.names[int(said[-1] >= limits[self.names[-1]])]]
+        return [*cells, self.names[said.index(max(said))]]
 
     def preparation(self) -> Prepare:
         """The preparation of one image."""

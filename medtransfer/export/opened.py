@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path("models") / "model.pt2"
 CARD, TENSORS = "card.json", "model.safetensors"
+AT_ONCE = 2**22  # values of images that go through together: 83 gray images of 224 x 224, 2 volumes of 128 x 128 x 128
 Answer = Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]
 
 
@@ -43,20 +44,26 @@ class Exported:
         """Of a segmentation, its classes after the background."""
         return self.card.names
 
-    def says(
-        self, prepared: Prepared, indices: Sequence[int], *, batch_size: int = 32, progress: bool = False
-    ) -> NDArray[np.float64]:
+    def answers(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Probabilities, or values of a regression, ``[n, classes]`` of prepared images; of large ones few at once."""
+        if not len(images):
+            return np.zeros((0, self.card.outputs))
+        size = max(1, AT_ONCE // images[0].size)
+        parts = [self.answer(np.stack(images[i : i + size])) for i in range(0, len(images), size)]
+        return np.concatenate(parts).astype(np.float64)
+
+    def says(self, prepared: Prepared, indices: Sequence[int], *, progress: bool = False) -> NDArray[np.float64]:
         """Probabilities, or values of a regression, ``[n, classes]`` of prepared cases."""
         from tqdm import tqdm
 
         prepared.load(indices)
-        indices, found = list(indices), []
+        found = [self.answers([])]
         with tqdm(total=len(indices), desc="predict", unit="case", disable=None if progress else True) as bar:
-            for start in range(0, len(indices), batch_size):
-                part = indices[start : start + batch_size]
-                found.append(np.asarray(self.answer(prepared.batch(part).numpy()), np.float64))
+            for start in range(0, len(indices), 32):
+                part = indices[start : start + 32]
+                found.append(self.answers([prepared.one(i) for i in part]))
                 bar.update(len(part))
-        return np.concatenate(found) if found else np.zeros((0, self.card.outputs))
+        return np.concatenate(found)
 
     def segment(self, image: Image, *, where: str = "") -> NDArray[np.uint8]:
         """Mask of any image: class of each of its voxels, post-processed."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -140,8 +141,20 @@ class ClusterBootstrap:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
+Scale = Literal["log odds", "log", "Fisher", "plain"]
+# to the scale, back from it, and its slope at a value; values outside of the first two numbers have no place on it
+_SCALES: dict[Scale, tuple[float, float, Callable[[float], float], Callable[[float], float], Callable[[float], float]]]
+_SCALES = {
+    "log odds": (0, 1, lambda v: math.log(v / (1 - v)), lambda z: 1 / (1 + math.exp(-max(-500.0, min(500.0, z)))),
+                 lambda v: 1 / (v * (1 - v))),
+    "log": (0, math.inf, math.log, lambda z: math.exp(min(500.0, z)), lambda v: 1 / v),
+    "Fisher": (-1, 1, math.atanh, math.tanh, lambda v: 1 / (1 - v * v)),
+    "plain": (-math.inf, math.inf, float, float, lambda v: 1.0),
+}  # fmt: skip
+
+
 def interval(
-    value: float, draws: Floats, *, why: str = "", share: bool = False, units: int = 0, patients: int = 0
+    value: float, draws: Floats, *, why: str = "", scale: Scale | None = None, units: int = 0, patients: int = 0
 ) -> Estimate:
     """Bootstrap interval of a scalar.
 
@@ -155,15 +168,18 @@ def interval(
         Its bootstrap values, nan where undefined.
     why : str
         What to say where the value is not defined.
-    share : bool
-        For a quantity between 0 and 1 such as AUROC: Student's t bootstrap standard errors to each side
-        on the log-odds scale, which covers well near 1 and in small samples, where percentiles do not.
-        Else percentiles.
+    scale : {'log odds', 'log', 'Fisher', 'plain'} or None
+        Student's t bootstrap standard errors to each side on this scale, which covers well near the ends of what is
+        possible and in small samples, where percentiles do not: log odds for a quantity between 0 and 1 such as
+        AUROC, log for a size such as an error, Fisher's z for a correlation, plain for a mean. None, or a value that
+        lies at an end: percentiles.
     units : int
-        Independent units (patients) of the rarer kind; Student's t has one degree of freedom fewer. 0: normal.
+        With log odds, independent units (patients) of the rarer kind; Student's t has one degree of freedom fewer.
+        0: normal.
     patients : int
         Patients that were drawn. Percentiles are taken as far out as makes the interval of a mean as wide as
         Student's (expanded percentile, Hesterberg 2015); with 0 they are the plain ones, too narrow in small samples.
+        Standard errors are as wide as Student's likewise.
 
     Examples
     --------
@@ -181,18 +197,52 @@ def interval(
     note = f"not defined in {missing} of {len(draws)} resamples, which were left out" if missing else ""
     if np.ptp(good) == 0:
         note = "; ".join(filter(None, [note, "the same in every resample, which says nothing about its uncertainty"]))
-    if share and 0 < value < 1:
-        quantile = _student(units - 1) if units else Z95
-        centre, half = math.log(value / (1 - value)), quantile * float(good.std()) / (value * (1 - value))
-        low, high = (1 / (1 + math.exp(-max(-500.0, min(500.0, end)))) for end in (centre - half, centre + half))
-        how = f"standard error on the log-odds scale{f', t with {max(units - 1, 2)} df' if units else ''}"
+    bottom, top, to, back, slope = _SCALES[scale or "plain"]
+    if scale and bottom < value < top:
+        count, reach = patients, _reach(patients) if patients > 1 else Z95
+        if scale == "log odds":
+            count, reach = units, _student(units - 1) if units else Z95
+        centre, half = to(value), reach * float(good.std()) * slope(value)
+        low, high = back(centre - half), back(centre + half)
+        on = {"log odds": " on the log-odds scale", "log": " on the log scale", "Fisher": " on Fisher's scale"}
+        how = f"standard error{on.get(scale, '')}{f', t with {max(count - 1, 2)} df' if count else ''}"
     else:
-        tail = 0.025
-        if patients > 1:
-            tail = NormalDist().cdf(-math.sqrt(patients / (patients - 1)) * _student(patients - 1))
+        tail = NormalDist().cdf(-_reach(patients)) if patients > 1 else 0.025
         low, high = (float(end) for end in np.quantile(good, [tail, 1 - tail]))
         how = f"{'expanded ' if patients > 1 else ''}percentile"
     return Estimate(float(value), low, high, f"patient-cluster bootstrap, {how}, {len(draws)} resamples", note)
+
+
+def limits_of_agreement(bias: Estimate, deviation: Estimate, *, resamples: int) -> tuple[Estimate, Estimate] | None:
+    """Limits of agreement, bias ∓ 1.96 standard deviations of the differences, with intervals.
+
+    The intervals of the mean and of the deviation (on the log scale) are joined by the method of variance estimates
+    recovery (Zou 2013, Stat Methods Med Res 22, 630). Percentiles of the limits themselves are too narrow: the
+    deviation of a resample is skewed and a little small. None where either has no interval.
+
+    Examples
+    --------
+    >>> lower, upper = limits_of_agreement(Estimate(0.0, -0.3, 0.3), Estimate(1.0, 0.8, 1.25), resamples=9)
+    >>> print(upper)  # 1.96 - hypot(0.3, 0.2 * 1.96), 1.96 + hypot(0.3, 0.25 * 1.96)
+    1.960 (1.466–2.535)
+    """
+    numbers = (bias.value, bias.low, bias.high, deviation.value, deviation.low, deviation.high)
+    if any(v is None for v in numbers):
+        return None
+    middle, low, high, spread, narrow, wide = (float(v) for v in numbers if v is not None)
+    less, more, down, up = 1.96 * (spread - narrow), 1.96 * (wide - spread), middle - low, high - middle
+    how = f"patient-cluster bootstrap, standard errors of mean and deviation joined, {resamples} resamples"
+
+    def limit(value: float, below: float, above: float) -> Estimate:
+        ends = value - math.hypot(down, below), value + math.hypot(up, above)
+        return Estimate(value, *ends, how, bias.note)
+
+    return limit(middle - 1.96 * spread, more, less), limit(middle + 1.96 * spread, less, more)
+
+
+def _reach(patients: int) -> float:
+    """Standard errors of a resampled mean to each side that make its interval Student's."""
+    return math.sqrt(patients / (patients - 1)) * _student(patients - 1)
 
 
 def _student(freedom: int) -> float:

@@ -91,8 +91,12 @@ def _means(
         for kind, of, drawn in (("macro", None, None), ("weighted", yes.sum(axis=0)[None].astype(np.float64), weight)):
             point = float(mean_of_defined(values, of)[0])
             e = interval(
-                point, mean_of_defined(each, drawn), why="no label has cases of both kinds", share=True, units=units
-            )
+                point,
+                mean_of_defined(each, drawn),
+                why="no label has cases of both kinds",
+                scale="log odds",
+                units=units,
+            )  # fmt: skip
             found[f"{kind}_{name}"] = (
                 with_note(e, f"mean over the {there} of {len(rows)} labels where it is defined")
                 if 0 < there < len(rows)

@@ -12,8 +12,10 @@ from medtransfer.metrics import calibration, classification, decision, partial
 from medtransfer.metrics.intervals import (
     ClusterBootstrap,
     Estimate,
+    Scale,
     boundary_auroc,
     interval,
+    limits_of_agreement,
     proportion,
     with_note,
 )
@@ -48,6 +50,15 @@ SHARES = {
     "lesion_sensitivity",
     "sensitivity",
     "specificity",
+}
+SCALES: dict[str, Scale] = {
+    "mae": "log",
+    "rmse": "log",
+    "bias": "plain",
+    "volume_bias": "plain",
+    "ccc": "Fisher",
+    "pearson": "Fisher",
+    "spearman": "Fisher",
 }
 RATE_GRID = np.linspace(0, 1, 101)
 THRESHOLDS = np.arange(1, 100) / 100
@@ -216,7 +227,7 @@ def measure(
                 float(value[0]),
                 draws[name],
                 why=WHY.get(short, "the data do not define it"),
-                share=short in SHARES,
+                scale="log odds" if short in SHARES else SCALES.get(short),
                 units=units,
                 patients=patients,
             )
@@ -226,7 +237,22 @@ def measure(
             if len(good) >= 20:
                 curve["low"], curve["high"] = np.quantile(good, [0.025, 0.975], axis=0)
             panel.curves[name] = curve
+    _limits(panel, patients)
     return panel
+
+
+def _limits(panel: Panel, patients: int) -> None:
+    """Limits of agreement with the intervals that belong to them."""
+    for upper in [name for name in panel.estimates if name.endswith("loa_upper")]:
+        bias, lower = (upper.removesuffix("loa_upper") + other for other in ("bias", "loa_lower"))
+        ends = panel.estimates[upper].value, panel.estimates[bias].value
+        if ends[0] is None or ends[1] is None:
+            continue
+        drawn = (panel.draws[upper] - panel.draws[bias]) / 1.96
+        deviation = interval((ends[0] - ends[1]) / 1.96, drawn, scale="log", patients=patients)
+        found = limits_of_agreement(panel.estimates[bias], deviation, resamples=len(drawn))
+        if found is not None:
+            panel.estimates[lower], panel.estimates[upper] = found
 
 
 def mean_of_defined(values: list[Floats], weight: Floats | None = None) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medtransfer.errors import MetricError
-from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, proportion, with_note
+from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, Scale, interval, proportion, with_note
 from medtransfer.metrics.masks import MaskScore
 from medtransfer.metrics.panel import WHY, Panel, Statistic, mean_of_defined, measure
 from medtransfer.metrics.regression import agreement
@@ -77,10 +77,10 @@ def segmentation(
     for kind in MEANS:
         values = [np.array([np.nan if row[kind].value is None else row[kind].value]) for row in rows]
         draws = mean_of_defined([panel.draws[f"structure:{name}:{kind}"] for name in structures])
-        share = kind in ("dice", "iou", "nsd")
+        scale: Scale | None = "log odds" if kind in ("dice", "iou", "nsd") else None
         units = len(np.unique(patient))
         e = interval(
-            float(mean_of_defined(values)[0]), draws, why=WHY["dice"], share=share, units=units, patients=units
+            float(mean_of_defined(values)[0]), draws, why=WHY["dice"], scale=scale, units=units, patients=units
         )
         panel.estimates[kind] = with_note(e, f"mean over {len(structures)} structures")
         panel.draws[kind] = draws

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,10 @@ from medtransfer.image import Image
 from medtransfer.io.mapped import scratch
 from medtransfer.io.nifti import is_nifti, read_nifti_header
 from medtransfer.io.volume import canonical
+
+# the fields of a header that place its voxels, which readers weigh differently where they disagree
+_PLACE = ("xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+          "sform_code", "srow_x", "srow_y", "srow_z")  # fmt: skip
 
 
 def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, source: Path | None = None) -> None:
@@ -26,8 +31,9 @@ def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, sou
     path : path
         ``.nii`` or ``.nii.gz``.
     source : Path or None
-        The NIfTI file that the image was read from: the mask gets the order of its axes and its header's affine.
-        Without it the mask lies as the image does, in RAS+.
+        The NIfTI file that the image was read from: the mask gets the order of its axes and all that its header says
+        of their place, so that any reader lays the two on each other. Without it the mask lies as the image does,
+        in RAS+.
 
     Raises
     ------
@@ -52,7 +58,7 @@ def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, sou
         got = f"mask {labels.shape}, {image.kind} {image.spatial_shape}"
         raise DataError("the mask is not on the voxels of a volume", got=got)
     stored: NDArray[np.uint8] = labels.astype(np.uint8, copy=False)
-    codes = (1, 1)  # scanner coordinates
+    header: Any = None
     if source is not None and is_nifti(source):
         found = read_nifti_header(source)
         shape = (*found.shape, 1, 1)[:3]
@@ -65,17 +71,22 @@ def write_mask(labels: NDArray[np.uint8], image: Image, path: str | Path, *, sou
             )
         turned[...] = labels
         header = nibabel.load(source).header  # type: ignore[attr-defined]
-        codes = (int(header["sform_code"]) or 1, int(header["qform_code"]))
-    written = nibabel.Nifti1Image(stored, affine)  # type: ignore[attr-defined, no-untyped-call]
-    written.header.set_xyzt_units("mm")
-    written.set_sform(affine, code=codes[0])
-    _set_qform(written, affine, codes[1])
+    if header is not None and (header["pixdim"][1:4] > 0).all():
+        written = nibabel.Nifti1Image(stored, None)  # type: ignore[attr-defined, no-untyped-call]
+        for field in _PLACE:
+            written.header[field] = header[field]
+        written.header["pixdim"][:4] = header["pixdim"][:4]
+    else:
+        written = nibabel.Nifti1Image(stored, affine)  # type: ignore[attr-defined, no-untyped-call]
+        written.header.set_xyzt_units("mm")
+        written.set_sform(affine, code=1)  # scanner coordinates
+        _set_qform(written, affine)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(written, path)  # type: ignore[attr-defined]
 
 
-def _set_qform(written: object, affine: NDArray[np.float64], code: int) -> None:
+def _set_qform(written: object, affine: NDArray[np.float64]) -> None:
     """A quaternion holds no shear: where there is some, the sform alone speaks."""
     columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     sheared = np.abs(columns.T @ columns - np.eye(3)).max() > 1e-4
-    written.set_qform(affine, code=0 if sheared else code, strip_shears=True)  # type: ignore[attr-defined]
+    written.set_qform(affine, code=0 if sheared else 1, strip_shears=True)  # type: ignore[attr-defined]

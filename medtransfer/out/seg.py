@@ -13,6 +13,7 @@ import medtransfer
 from medtransfer.errors import DataError, require
 from medtransfer.io.record import SeriesRecord
 from medtransfer.io.segments import slices_of
+from medtransfer.out.names import colour
 from medtransfer.out.source import MAKER, hidden, save, short, sources_of, thickness_of, unquoted
 
 
@@ -30,8 +31,8 @@ def write_seg(
 
     Label ``i`` is segment ``i`` in every object that names the same structures: all of them are described, whether
     the mask marks them or not. Frames are there where a segment marks something; a mask that marks nothing has one
-    empty frame a segment. Patient and study are the source's, so that viewers such as 3D Slicer and OHIF show the
-    object on the images.
+    empty frame a segment. Colours are those of the names beside NIfTI masks. Patient and study are the source's, so
+    that viewers such as 3D Slicer and OHIF show the object on the images.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def write_seg(
             plane_positions=[hd.PlanePositionSequence("PATIENT", short(f.position)) for f in frames],
             omit_empty_frames=bool(labels.any()),
         )
-    made.SeriesDescription = algorithm[:64]
+    made.SeriesDescription, made.ContentCreatorName = algorithm[:64], ""
     return save(made, Path(path), deidentified=deidentified)
 
 
@@ -108,4 +109,5 @@ def _segment(hd: Any, number: int, name: str, algorithm: str) -> Any:
         how,
         tracking_uid=hd.UID(),
         tracking_id=name[:64],
+        display_color=hd.color.CIELabColor.from_rgb(*colour(number)),
     )

@@ -105,9 +105,8 @@ def _named(source: Any) -> Any:
         if not source.get(keyword):  # the same for all files of the series
             setattr(source, keyword, generate_uid(entropy_srcs=[keyword, str(source.get("SeriesInstanceUID", ""))]))
     charset = source.get("SpecificCharacterSet") or ""
-    if isinstance(charset, str) and charset.startswith("ISO 2022 IR "):  # one set needs no code extensions
-        number = charset.removeprefix("ISO 2022 IR ")
-        source.SpecificCharacterSet = "ISO_IR 100" if number == "6" else f"ISO_IR {number}"
+    if "ISO 2022" in str(charset):  # code extensions, as in Japan and Korea: OHIF's reader knows none
+        source.SpecificCharacterSet = "ISO_IR 192"
     return source
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medtransfer.errors import DataError, MetricError
-from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, interval, plain
+from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, Scale, interval, plain
 
 Floats = NDArray[np.float64]
 PERMUTATIONS = 10_000
@@ -129,7 +129,8 @@ def beside(
 
     values = {k: float(v[0]) for k, v in statistic(np.ones((1, len(own)))).items()}
     draws = resamples.apply(statistic)
-    found = {k: interval(v, draws[k], share=k != "difference", units=units, patients=units) for k, v in values.items()}
+    scales: dict[str, Scale] = dict.fromkeys(set(values) - {"difference"}, "log odds")
+    found = {k: interval(v, draws[k], scale=scales.get(k), units=units, patients=units) for k, v in values.items()}
     kept = tuple(c for c, k in zip(cases, both, strict=True) if k)
     p = sign_test(own - other, resamples.patient, seed=seed)
     return Beside(column, structure, kept, own, other, found["mean"], found["other"], found["difference"], p,

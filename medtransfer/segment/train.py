@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medtransfer.boundary import generator_of
 from medtransfer.cache import file_digest, fingerprint
 from medtransfer.claims import alone
-from medtransfer.cohort import Cohort
+from medtransfer.cohort import Case, Cohort
 from medtransfer.errors import ConfigError, DataError, Interrupted
 from medtransfer.folds import chosen_folds
 from medtransfer.image import Image
@@ -137,6 +137,21 @@ def train_segmentation(
     return run
 
 
+def residents(case: Case, plan: Plan, classes: int) -> list[Resident]:
+    """A case as the network sees it: one array, or the slices of a volume for a network of two axes."""
+    image, labels, _ = read_pair(case, classes)
+    pairs: list[tuple[Image, Any]] = [(image, labels)]
+    if plan.dims == 2 and image.kind == "volume":
+        pairs = list(zip(in_slices(image), turn(labels, image), strict=True))
+    found = [to_grid(plan, one, mask, where=case.alias) for one, mask in pairs]
+    return [Resident.make(array, mask, classes) for array, mask in found if mask is not None]
+
+
+def validated(recipe: Recipe) -> int:
+    """Epochs from one validation to the next: about twenty in a whole training."""
+    return max(1, recipe.epochs // _VALIDATIONS)
+
+
 class _Training:
     """One fold."""
 
@@ -150,21 +165,12 @@ class _Training:
         self.device = torch.device(run.device)
         self.model = copy.deepcopy(model).to(self.device)
         self.model.recompute = recipe.checkpoint is True
-        resident = {i: self._resident(i) for part in (fold.train, fold.val) for i in part}
+        cases = self.run.cohort.cases
+        resident = {i: residents(cases[i], self.plan, self.classes) for part in (fold.train, fold.val) for i in part}
         self.val = [resident[i] for i in fold.val]
         self.patches = Patches([r for i in fold.train for r in resident[i]], self.plan, self.classes)
         self.bf16 = self._precision(precision)
         self.repeated = 0  # steps of this epoch that half precision could not compute
-
-    def _resident(self, index: int) -> list[Resident]:
-        """A case as the network sees it: one array, or the slices of a volume for a network of two axes."""
-        case = self.run.cohort.cases[index]
-        image, labels, _ = read_pair(case, self.classes)
-        pairs: list[tuple[Image, Any]] = [(image, labels)]
-        if self.plan.dims == 2 and image.kind == "volume":
-            pairs = list(zip(in_slices(image), turn(labels, image), strict=True))
-        found = [to_grid(self.plan, one, mask, where=case.alias) for one, mask in pairs]
-        return [Resident.make(array, mask, self.classes) for array, mask in found if mask is not None]
 
     def _precision(self, asked: Precision) -> bool:
         """Whether to train in bfloat16: as asked, as measured when the run began, or as measured now."""
@@ -259,8 +265,7 @@ class _Training:
         torch.set_num_threads(threads)
         entry: dict[str, Any] = {"fold": self.number, "phase": "fine-tuning" if stages else "decoder"}
         entry |= {"epoch": state.epoch, "train_loss": state.loss_sum / steps, "val_loss": None}
-        every = max(1, recipe.epochs // _VALIDATIONS)
-        if state.epoch % every == 0 or state.epoch + 1 in (phase[1], recipe.epochs):
+        if state.epoch % validated(recipe) == 0 or state.epoch + 1 in (phase[1], recipe.epochs):
             with state.shown():
                 scores = self._validate(cast(Segmenter, state.model))
             entry |= {"val_dice": scores, "val_loss": 1 - float(np.mean(scores))}

@@ -18,6 +18,7 @@ from figures import figure
 from medtransfer.metrics import classification as c
 from medtransfer.metrics.intervals import ClusterBootstrap, Estimate, boundary_auroc, interval, proportion
 from medtransfer.metrics.ordinal import weighted_kappa
+from medtransfer.metrics.panel import measure
 from medtransfer.metrics.regression import agreement
 
 ALIKE = 0.7  # share of the spread between patients in the sum of that between and within them (as variances: .49 / .98)
@@ -47,7 +48,7 @@ def estimate_auroc(patient: np.ndarray, unit: np.ndarray, rng: np.random.Generat
     if value in (0.0, 1.0):
         return Estimate(value, *boundary_auroc(value, yes, no))
     each = draws.apply(lambda w: {"a": c.auroc(y, s, w)}).get("a", np.zeros(0))
-    return interval(value, each, share=True, units=min(yes, no))
+    return interval(value, each, scale="log odds", units=min(yes, no))
 
 
 def estimate_sensitivity(patient: np.ndarray, unit: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
@@ -58,13 +59,9 @@ def estimate_sensitivity(patient: np.ndarray, unit: np.ndarray, rng: np.random.G
 def estimate_number(name: str) -> Callable[[np.ndarray, np.ndarray, np.random.Generator, int], Estimate]:
     def made(patient: np.ndarray, unit: np.ndarray, rng: np.random.Generator, resamples: int) -> Estimate:
         y, p = numbers(patient, rng)
-        statistic = agreement(y, p)
-        draws = ClusterBootstrap.draw(unit, resamples=resamples, seed=int(rng.integers(2**31))).apply(
-            lambda w: {name: statistic(w)[name]}
-        )
-        return interval(
-            float(statistic(np.ones((1, len(y))))[name][0]), draws.get(name, np.zeros(0)), patients=len(np.unique(unit))
-        )
+        statistic, names = agreement(y, p), {name, "bias", "loa_lower", "loa_upper"}
+        resampled = ClusterBootstrap.draw(unit, resamples=resamples, seed=int(rng.integers(2**31)))
+        return measure(lambda w: {k: v for k, v in statistic(w).items() if k in names}, resampled).estimates[name]
 
     return made
 

@@ -17,6 +17,8 @@ from medtransfer.metrics.intervals import (
     proportion,
     wilson,
 )
+from medtransfer.metrics.panel import measure
+from medtransfer.metrics.regression import agreement
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (8, 10), (10, 10), (81, 263), (15, 148)])
@@ -78,7 +80,7 @@ def test_bootstrap_agrees_with_delong_where_every_patient_has_one_case() -> None
     y = rng.random(400) < 0.4
     s = rng.normal(size=400) + 1.2 * y
     draws = ClusterBootstrap.draw(np.arange(400), resamples=2000, seed=0).apply(lambda w: {"a": auroc(y, s, w)})["a"]
-    found, expected = interval(float(auroc(y, s)), draws, share=True, units=int(y.sum())), delong(y, s)
+    found, expected = interval(float(auroc(y, s)), draws, scale="log odds", units=int(y.sum())), delong(y, s)
     assert found.low == pytest.approx(expected.low, abs=0.01)
     assert found.high == pytest.approx(expected.high, abs=0.01)
 
@@ -118,7 +120,7 @@ def test_coverage_of_the_auroc_interval(patients: int, simulations: int) -> None
         draws = ClusterBootstrap.draw(patient, resamples=300, seed=seed).apply(
             lambda w, y=y, s=s: {"a": auroc(y, s, w)}
         )
-        e = interval(float(auroc(y, s)), draws["a"], share=True, units=int(min(ill.sum(), patients - ill.sum())))
+        e = interval(float(auroc(y, s)), draws["a"], scale="log odds", units=int(min(ill.sum(), patients - ill.sum())))
         if e.value == 1.0:
             e = Estimate(1.0, *boundary_auroc(1.0, int(ill.sum()), int((~ill).sum())))
         total += 1
@@ -134,3 +136,38 @@ def test_percentiles_of_a_mean_reach_as_far_as_students_t() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(student, rel=0.02)
     assert (plain.high - plain.low) / 2 < 0.92 * student
     assert "expanded" in found.method
+
+
+def test_standard_errors_of_one_case_a_patient_are_the_textbooks() -> None:
+    rng = np.random.default_rng(4)
+    n = 60
+    x = rng.normal(5, 2, n)
+    y = 0.8 * x + rng.normal(0, 1, n)
+    draws = ClusterBootstrap.draw(np.arange(n), resamples=4000)
+    means = draws.apply(lambda w: {"m": w @ x / n})["m"]
+    found = interval(float(x.mean()), means, scale="plain", patients=n)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, n - 1, x.mean(), stats.sem(x)), rel=1e-2)
+    agreed = draws.apply(agreement(x, y))
+    point = float(np.corrcoef(x, y)[0, 1])
+    found = interval(point, agreed["pearson"], scale="Fisher", patients=n)
+    low, high = np.tanh(np.arctanh(point) + np.array([-1, 1]) * stats.norm.ppf(0.975) / np.sqrt(n - 3))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.04)
+    size = float(np.abs(x - y).mean())
+    found = interval(size, agreed["mae"], scale="log", patients=n)
+    assert found.low * found.high == pytest.approx(size**2)  # as far up as down, as factors
+    assert interval(0.0, np.zeros(100), scale="log").method.endswith(
+        "percentile, 100 resamples"
+    )
+
+
+def test_limits_of_agreement_reach_as_far_as_the_exact_ones() -> None:
+    """Differences that are normal: the exact interval of a limit is that of a noncentral t (Carkeet 2015)."""
+    n = 200
+    gap = np.random.default_rng(1).normal(3, 2, n)
+    panel = measure(agreement(np.zeros(n), gap), ClusterBootstrap.draw(np.arange(n), resamples=4000))
+    upper = panel.estimates["loa_upper"]
+    far = stats.nct.ppf([0.025, 0.975], n - 1, 1.96 * np.sqrt(n)) / np.sqrt(n)
+    assert (upper.low, upper.high) == pytest.approx(gap.mean() + gap.std(ddof=1) * far, abs=0.12)
+    assert upper.value == pytest.approx(gap.mean() + 1.96 * gap.std(ddof=1))
+    lower = panel.estimates["loa_lower"]
+    assert lower.high - lower.value == pytest.approx(upper.value - upper.low, rel=1e-6)  # mirrored

@@ -138,7 +138,7 @@ def method_key(value: Estimate) -> str:
     if not text:
         return "none"
     if text.startswith("patient-cluster bootstrap"):
-        return "bootstrap_logit" if "log-odds" in text else "bootstrap"
+        return "bootstrap_logit" if "log-odds" in text else "bootstrap_t" if "standard error" in text else "bootstrap"
     if "Wilson" in text:
         return "wilson_clusters" if "effective" in text else "wilson"
     return re.sub(r"\W+", "_", text.split("'")[0].strip().lower())
