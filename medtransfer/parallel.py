@@ -30,7 +30,7 @@ def check_backend(text: str) -> str:
 
 @contextmanager
 def computing(backend: str) -> Iterator[None]:
-    """Read and prepare there while the block runs.
+    """Read and prepare there while the block runs; processes of this machine end with it.
 
     Parameters
     ----------
@@ -58,6 +58,8 @@ def computing(backend: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+        if backend == "loky" != _chosen.get():
+            _end_processes()
 
 
 def in_threads() -> bool:
@@ -97,10 +99,18 @@ def _by_joblib(function: Callable[[Item], Result], items: Sequence[Item], worker
         _start_ray(address)
     try:
         with parallel_config(backend=name, n_jobs=workers if name == "loky" else -1, **options):
-            yield from Parallel(return_as="generator")(delayed(function)(item) for item in items)
+            form = "list" if name == "ray" else "generator"  # ray's cannot give results as they come
+            yield from Parallel(return_as=form)(delayed(function)(item) for item in items)
     except OSError as error:
         raise ConfigError("the cluster cannot be reached", where="backend", got=type(error).__name__,
                           fix="start its scheduler, or backend: threads") from error  # fmt: skip
+
+
+def _end_processes() -> None:
+    """They would stay for five minutes, and a process that :mod:`multiprocessing` started could not end before them."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 def _start_ray(address: str) -> None:
