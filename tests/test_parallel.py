@@ -1,6 +1,7 @@
 """Scanning and preparing elsewhere give what threads give."""
 
 import multiprocessing
+import operator
 import os
 from pathlib import Path
 
@@ -133,5 +134,5 @@ def test_a_dask_cluster_on_this_machine(images):
 @pytest.mark.slow
 def test_ray_on_this_machine():
     pytest.importorskip("ray", reason="ray is not installed")
-    with computing("ray"):
-        assert [v for _, v in spread(square, list(range(20)), workers=2)] == [n * n for n in range(20)]
+    with computing("ray"):  # whose workers do not find this file
+        assert list(spread(operator.neg, list(range(20)), workers=2)) == [-n for n in range(20)]
