@@ -182,10 +182,13 @@ def test_a_page_whose_surroundings_cannot_be_had_is_told_of(tmp_path, monkeypatc
     monkeypatch.setattr(blocks, "find_spec", lambda name: name)
     assert services  # its import puts the archive's module on the path
     page = tmp_path / "page.md"
-    page.write_text("<!-- here: archive -->\n```sh\nfalse\n```\n", encoding="utf-8")
+    text = "<!-- here: archive -->\n```sh\nfalse\n```\n"
+    page.write_text(text, encoding="utf-8")
     (found,) = blocks.run_page(page, "page.md", tmp_path)
     assert found.status == "not run"
     assert "Orthanc is not installed" in found.reason
+    page.write_text(text.replace("```sh", "<!-- needs: archive -->\n```sh", 1) + "```sh\ntrue\n```\n", encoding="utf-8")
+    assert [o.status for o in blocks.run_page(page, "page.md", tmp_path)] == ["not run", "ran"]
 
 
 def test_what_a_page_changes_around_it_lasts_as_long_as_the_page(tmp_path):

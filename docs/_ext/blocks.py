@@ -9,9 +9,10 @@ marks what is special about it:
     <!-- exit 3 -->         the last command has to end with this code
     <!-- needs: onnx unzip -->   not run where one of these packages or programs is not installed
 
-and one anywhere in the page, ``<!-- here: phantom -->``, names what its folder holds and what runs beside it (see
-``here.py``); where that cannot be had, no block of the page is run. A YAML block whose first line is ``# NAME.yaml``
-becomes that file; any other block is read as a part of a config. ``cd`` and ``export`` last until the end of the page.
+and one anywhere in the page, ``<!-- here: phantom archive -->``, names what its folder holds and what runs beside it
+(see ``here.py``). Where that cannot be had, blocks that name it among their needs are not run, or all if none does. A
+YAML block whose first line is ``# NAME.yaml`` becomes that file; any other block is read as a part of a config. ``cd``
+and ``export`` last until the end of the page.
 """
 
 from __future__ import annotations
@@ -50,13 +51,18 @@ class Block:
     language: str
     code: str
     marks: list[str] = field(default_factory=list)
+    here: Sequence[str] = ()
 
     @property
     def reason(self) -> str:
         """Why it is not run, or nothing."""
         said = next((m.removeprefix("not run: ") for m in self.marks if m.startswith("not run: ")), "")
-        needed = [name for m in self.marks if m.startswith("needs: ") for name in m.split()[1:]]
-        return said or absent(needed)
+        return said or absent([name for name in self.needs if name not in self.here])
+
+    @property
+    def needs(self) -> list[str]:
+        """Packages and programs, and those things of the page's folder that can be lacking."""
+        return [name for m in self.marks if m.startswith("needs: ") for name in m.split()[1:]]
 
     @property
     def exit_code(self) -> int:
@@ -87,6 +93,7 @@ def blocks_of(text: str, page: str) -> list[Block]:
     ['needs a cluster']
     """
     found = []
+    here = [word for names in HERE.findall(text) for word in names.split()]
     for fence in FENCE.finditer(text):
         language = fence["language"].strip()
         if language not in CODE:
@@ -96,7 +103,7 @@ def blocks_of(text: str, page: str) -> list[Block]:
             marks.append(mark[1])
             above = above[: mark.start()].rstrip("\n")
         line = text.count("\n", 0, fence.start()) + 1
-        found.append(Block(page, line, language, fence["code"], marks))
+        found.append(Block(page, line, language, fence["code"], marks, here))
     return found
 
 
@@ -112,10 +119,9 @@ def absent(names: Sequence[str]) -> str:
 
 def run_page(path: Path, name: str, folder: Path | None = None) -> list[Outcome]:
     """Run a page's blocks; after a failure the rest of the page is not tried."""
-    from here import Absent, prepare
+    from here import prepare
 
     text = path.read_text(encoding="utf-8")
-    wanted = [word for names in HERE.findall(text) for word in names.split()]
     outcomes: list[Outcome] = []
     with contextlib.ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="page-")))
@@ -123,15 +129,13 @@ def run_page(path: Path, name: str, folder: Path | None = None) -> list[Outcome]
         stack.enter_context(_own_folders(place))
         names: dict[str, Any] = {"__name__": "__page__"}
         blocks = blocks_of(text, name)
-        lacking = ""
+        lacking = {}
         if any(not b.reason for b in blocks):
-            try:
-                prepare(wanted, place, stack)
-            except Absent as why:
-                lacking = str(why)
+            lacking = prepare(blocks[0].here, place, stack)
+        for lost, why in lacking.items():
+            for block in [b for b in blocks if lost in b.needs] or blocks:
+                block.marks.append(f"not run: {why}")
         for block in blocks:
-            if lacking:
-                block.marks.append(f"not run: {lacking}")
             outcomes.append(_run(block, names, place))
             if outcomes[-1].status == "failed":
                 break

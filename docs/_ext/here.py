@@ -22,22 +22,27 @@ class Absent(Exception):
     """What a page needs cannot be had on this machine; says why."""
 
 
-def prepare(names: Sequence[str], place: Path, running: contextlib.ExitStack) -> None:
+def prepare(names: Sequence[str], place: Path, running: contextlib.ExitStack) -> dict[str, str]:
     """Write what the names ask for into a folder; what they start ends with ``running``.
 
-    Raises
-    ------
-    Absent
-        Where a package or a program that they need is not installed.
+    Returns
+    -------
+    dict
+        Why there is not what some names ask for: a package or a program is not installed.
     """
     from scans import SCANS
     from services import SERVICES
 
+    lacking = {}
     for name in names:
-        if name in SERVICES:
-            running.enter_context(SERVICES[name](place))
-        else:
-            (MAKERS | SCANS)[name](place)
+        try:
+            if name in SERVICES:
+                running.enter_context(SERVICES[name](place))
+            else:
+                (MAKERS | SCANS)[name](place)
+        except Absent as why:
+            lacking[name] = str(why)
+    return lacking
 
 
 def phantom(place: Path) -> None:

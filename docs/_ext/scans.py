@@ -138,7 +138,7 @@ def _draw(folder: Path) -> None:
         study = folder / "abdomen" / f"study{i:02d}"
         series = write_series(study / "ct", values, patient=f"P{i:02d}", **uids, **dated)
         write_reference(series, labels, study / "seg" / "mask.dcm", names=("liver", "tumour"))
-        rows.append([f"P{i:02d}", f"A{1000 + i}", ("benign", "malignant")[i % 2]])
+        rows.append([f"P{i:02d}", f"A{1000 + i}", ("benign", "malignant")[i // 2 % 2]])
     _table(folder / "patients.csv", ["PatientID", "AccessionNumber", "label"], rows)
     values, labels = two_balls(rng, (14, 20, 19))
     late = np.roll(labels, 1, axis=2)  # somebody else's outline, a voxel off
