@@ -206,7 +206,8 @@ def test_jobs_of_a_cluster_are_run_where_there_is_none(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "<!-- here: queue -->\n```sh\njob=$(sbatch --parsable --array=3-4 --ntasks-per-node=1 job x)\n"
-        "sbatch --dependency=afterok:$job job y\nsort out\n```\n<!-- exit 7 -->\n```sh\necho exit 7 > bad\nsbatch bad\n```\n",
+        "sbatch --dependency=afterok:$job job y\nsort out\n```\n"
+        "<!-- exit 7 -->\n```sh\necho exit 7 > bad\nsbatch bad\n```\n",
         encoding="utf-8",
     )
     first, second = blocks.run_page(page, "page.md", tmp_path)
