@@ -6,6 +6,7 @@ A setting, and not an argument of every function: ``with computing("loky"): mt.s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,23 +88,34 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item], *, workers
 
 
 def _by_joblib(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    from joblib import Parallel, delayed, parallel_config
+    from joblib import Parallel, delayed, effective_n_jobs, parallel_config
 
     name, _, address = _chosen.get().partition("=")
     options: dict[str, str] = {}
     if name == "dask":
         require("distributed", "cluster")
         options = {"scheduler_host": address} if address else {}
-    elif name == "ray":
-        require("ray", "cluster")
-        _start_ray(address)
     try:
+        if name == "ray":
+            _start_ray(address)
         with parallel_config(backend=name, n_jobs=workers if name == "loky" else -1, **options):
+<<<<<<< HEAD
             form = "list" if name == "ray" else "generator"  # ray's cannot give results as they come
             yield from Parallel(return_as=form)(delayed(function)(item) for item in items)
+=======
+            if name != "ray":
+                yield from Parallel(return_as="generator")(delayed(function)(item) for item in items)
+                return
+            with Parallel() as parallel:  # ray's backend gives lists alone: a few items a worker at a time
+                size = 8 * effective_n_jobs()
+                for start in range(0, len(items), size):
+                    yield from parallel(delayed(function)(item) for item in items[start : start + size])
+>>>>>>> main
     except OSError as error:
-        raise ConfigError("the cluster cannot be reached", where="backend", got=type(error).__name__,
-                          fix="start its scheduler, or backend: threads") from error  # fmt: skip
+        fix = "start its scheduler (and for ray, set RAY_AUTH_MODE as there), or backend: threads"
+        raise ConfigError(
+            "the cluster cannot be reached", where="backend", got=type(error).__name__, fix=fix
+        ) from error
 
 
 def _end_processes() -> None:
@@ -120,5 +132,6 @@ def _start_ray(address: str) -> None:
     except ImportError as error:
         raise MissingPackage("ray cannot be used", got=str(error), fix="pip install ray") from error
     if not ray.is_initialized():
-        ray.init(address=address or None, log_to_driver=False)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers about the cluster
+        ray.init(address=address or None, log_to_driver=False, include_dashboard=None if address else False)
     register_ray()

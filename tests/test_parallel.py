@@ -3,6 +3,7 @@
 import multiprocessing
 import operator
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from medtransfer._case import Case
 from medtransfer.cache import Cache
 from medtransfer.config import Experiment
 from medtransfer.dataset import Prepared
-from medtransfer.errors import ConfigError
+from medtransfer.errors import ConfigError, ReadError
 from medtransfer.parallel import computing, spread
 
 
@@ -86,8 +87,6 @@ def test_a_result_from_beside_another_cache_is_kept_here(images, tmp_path, monke
 
 
 def test_an_unreadable_image_is_told_as_ever(images):
-    from medtransfer.errors import ReadError
-
     (images / "c3.png").write_bytes(b"\x89PNG\r\n\x1a\nshort")
     cohort, _ = cases(images)
     with computing("loky"), pytest.raises(ReadError):
@@ -132,7 +131,28 @@ def test_a_dask_cluster_on_this_machine(images):
 
 
 @pytest.mark.slow
+<<<<<<< HEAD
 def test_ray_on_this_machine():
     pytest.importorskip("ray", reason="ray is not installed")
     with computing("ray"):  # whose workers do not find this file
         assert list(spread(operator.neg, list(range(20)), workers=2)) == [-n for n in range(20)]
+=======
+def test_ray_on_this_machine(images, monkeypatch):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    cohort, _ = cases(images)
+    plain = Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False)
+    try:
+        with computing("ray"):
+            found = list(spread(square, list(range(50)), workers=2))
+            assert [v for _, v in found] == [n * n for n in range(50)]
+            assert os.getpid() not in {pid for pid, _ in found}
+            there = Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False)
+            there.load(range(12))
+            assert all(np.array_equal(there.one(i), plain.one(i)) for i in range(12))
+            (images / "c3.png").write_bytes(b"\x89PNG\r\n\x1a\nshort")
+            with pytest.raises(ReadError):
+                Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False).load(range(12))
+    finally:
+        ray.shutdown()
+>>>>>>> main

@@ -104,9 +104,7 @@ def _named(source: Any) -> Any:
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID"):
         if not source.get(keyword):  # the same for all files of the series
             setattr(source, keyword, generate_uid(entropy_srcs=[keyword, str(source.get("SeriesInstanceUID", ""))]))
-    charset = source.get("SpecificCharacterSet") or ""
-    if "ISO 2022" in str(charset):  # code extensions, as in Japan and Korea: OHIF's reader knows none
-        source.SpecificCharacterSet = "ISO_IR 192"
+    source.SpecificCharacterSet = "ISO_IR 192"  # any name fits; OHIF's reader knows no code extensions
     return source
 
 

@@ -167,6 +167,29 @@ def test_ohif_shows_a_mask_of_a_japanese_patient(tmp_path):
     assert np.array_equal(laid_out(shown, labels.shape, image.geometry.affine), labels)
 
 
+CHARSETS = [None, "", "ISO_IR 6", "ISO_IR 13", "GBK", "ISO_IR 999", ["ISO_IR 100", "ISO_IR 144"],
+            ["ISO 2022 IR 6", "ISO 2022 IR 149"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("charset", CHARSETS)
+@pytest.mark.filterwarnings("ignore")
+def test_names_of_structures_fit_whatever_character_set_the_images_are_in(charset, tmp_path):
+    for file in write_series(tmp_path / "series", np.zeros((4, 8, 10)), patient="P1"):
+        header = pydicom.dcmread(file)
+        header.SpecificCharacterSet = charset
+        header.save_as(file)
+    record, image = volumes(tmp_path / "series")[0]
+    pytest.importorskip("highdicom", reason="the extra dicom-out is not installed")
+    from medtransfer.out.seg import write_seg
+
+    seg = write_seg(
+        np.zeros(image.spatial_shape, np.uint8), record, tmp_path / "seg.dcm", structures=("Körper", "肝臓")
+    )
+    found = pydicom.dcmread(seg)
+    assert found.PatientName == "P1^Test"
+    assert [s.SegmentLabel for s in found.SegmentSequence] == ["Körper", "肝臓"]
+
+
 @pytest.mark.parametrize("name", regular_volumes())
 def test_itk_snap_has_every_voxel_at_its_place(name, tmp_path):
     sitk = pytest.importorskip("SimpleITK", reason="ITK-SNAP's reader ITK is not installed")
