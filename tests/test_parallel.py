@@ -1,7 +1,5 @@
 """Scanning and preparing elsewhere give what threads give."""
 
-import multiprocessing
-import operator
 import os
 import sys
 from pathlib import Path
@@ -93,14 +91,6 @@ def test_an_unreadable_image_is_told_as_ever(images):
         Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False).load(range(12))
 
 
-def test_processes_end_with_the_block():
-    with computing("loky"):
-        with computing("loky"):
-            assert list(spread(abs, [-1, 2, -3], workers=2)) == [1, 2, 3]
-        assert len(multiprocessing.active_children()) >= 2  # the outer block goes on with them
-    assert multiprocessing.active_children() == []
-
-
 @pytest.mark.parametrize("wrong", ["procs", "threads=4", "loky=host", ""])
 def test_a_backend_of_another_name_is_refused_with_those_there_are(wrong):
     with pytest.raises(ConfigError, match=r"threads, loky, dask=ADDRESS"), computing(wrong):
@@ -131,12 +121,6 @@ def test_a_dask_cluster_on_this_machine(images):
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
-def test_ray_on_this_machine():
-    pytest.importorskip("ray", reason="ray is not installed")
-    with computing("ray"):  # whose workers do not find this file
-        assert list(spread(operator.neg, list(range(20)), workers=2)) == [-n for n in range(20)]
-=======
 def test_ray_on_this_machine(images, monkeypatch):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -155,4 +139,3 @@ def test_ray_on_this_machine(images, monkeypatch):
                 Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False).load(range(12))
     finally:
         ray.shutdown()
->>>>>>> main
