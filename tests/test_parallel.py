@@ -1,5 +1,6 @@
 """Scanning and preparing elsewhere give what threads give."""
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -89,6 +90,14 @@ def test_an_unreadable_image_is_told_as_ever(images):
     cohort, _ = cases(images)
     with computing("loky"), pytest.raises(ReadError):
         Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False).load(range(12))
+
+
+def test_processes_end_with_the_block():
+    with computing("loky"):
+        with computing("loky"):
+            assert list(spread(abs, [-1, 2, -3], workers=2)) == [1, 2, 3]
+        assert len(multiprocessing.active_children()) >= 2  # the outer block goes on with them
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("wrong", ["procs", "threads=4", "loky=host", ""])
