@@ -99,10 +99,6 @@ def _by_joblib(function: Callable[[Item], Result], items: Sequence[Item], worker
         if name == "ray":
             _start_ray(address)
         with parallel_config(backend=name, n_jobs=workers if name == "loky" else -1, **options):
-<<<<<<< HEAD
-            form = "list" if name == "ray" else "generator"  # ray's cannot give results as they come
-            yield from Parallel(return_as=form)(delayed(function)(item) for item in items)
-=======
             if name != "ray":
                 yield from Parallel(return_as="generator")(delayed(function)(item) for item in items)
                 return
@@ -110,7 +106,6 @@ def _by_joblib(function: Callable[[Item], Result], items: Sequence[Item], worker
                 size = 8 * effective_n_jobs()
                 for start in range(0, len(items), size):
                     yield from parallel(delayed(function)(item) for item in items[start : start + size])
->>>>>>> main
     except OSError as error:
         fix = "start its scheduler (and for ray, set RAY_AUTH_MODE as there), or backend: threads"
         raise ConfigError(

@@ -1,7 +1,6 @@
 """Scanning and preparing elsewhere give what threads give."""
 
 import multiprocessing
-import operator
 import os
 import sys
 from pathlib import Path
@@ -131,12 +130,6 @@ def test_a_dask_cluster_on_this_machine(images):
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
-def test_ray_on_this_machine():
-    pytest.importorskip("ray", reason="ray is not installed")
-    with computing("ray"):  # whose workers do not find this file
-        assert list(spread(operator.neg, list(range(20)), workers=2)) == [-n for n in range(20)]
-=======
 def test_ray_on_this_machine(images, monkeypatch):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -155,4 +148,3 @@ def test_ray_on_this_machine(images, monkeypatch):
                 Prepared(cohort.cases, Prepare(size=32, scale="range"), progress=False).load(range(12))
     finally:
         ray.shutdown()
->>>>>>> main
