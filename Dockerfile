@@ -1,18 +1,19 @@
 # medtransfer at run time: no network, no root, nothing written outside /data and /tmp.
 #
 #   docker build -t medtransfer .
-#   docker run --rm --network none --read-only --tmpfs /tmp -v "$PWD":/data medtransfer predict model.onnx scan.nii.gz
-#   docker run -d --network none --read-only --tmpfs /tmp -v "$PWD":/data --entrypoint python medtransfer \
-#       /opt/medtransfer/examples/watch_folder.py model.onnx inbox outbox
+#   alias contained='docker run --network none --read-only --tmpfs /tmp --user "$(id -u):$(id -g)" -v "$PWD":/data'
+#   contained --rm medtransfer predict model.onnx scan.nii.gz
+#   contained -d --entrypoint python medtransfer /opt/medtransfer/examples/watch_folder.py model.onnx inbox outbox
 #
-# On hosts without a GPU, give the CPU build of torch as a wheel folder: --build-arg PIP_FIND_LINKS=wheels
+# --user: files in this folder are read and written as yours. Without it the user is 10001, who may write where all may.
+# For hosts without a GPU, put the CPU builds of torch and torchvision, for this Python, into a folder wheels/ beforehand.
 FROM python:3.12-slim
 
-ARG PIP_FIND_LINKS=
 COPY pyproject.toml README.md LICENSE constraints.txt /opt/medtransfer/
+COPY LICENSE wheel[s] /opt/wheels/
 COPY medtransfer /opt/medtransfer/medtransfer
 COPY examples /opt/medtransfer/examples
-RUN pip install --no-cache-dir -c /opt/medtransfer/constraints.txt "/opt/medtransfer[codecs,dicom-out,onnx]" \
+RUN pip install --no-cache-dir --find-links /opt/wheels -c /opt/medtransfer/constraints.txt "/opt/medtransfer[codecs,dicom-out,onnx]" \
     && useradd --uid 10001 --create-home --shell /usr/sbin/nologin reader \
     && mkdir /data && chown reader /data
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
+from medtransfer.errors import ConfigError
+
 _FORM = re.compile(r"^(case|patient|study|series)-[0-9a-f]{12}$")
 
 
@@ -34,6 +36,14 @@ def cache_folder() -> Path:
 
 @lru_cache(maxsize=8)
 def _key(folder: Path) -> bytes:
+    try:
+        return _read_or_draw(folder)
+    except OSError as error:
+        fix = "set MEDTRANSFER_HOME to a folder of your own; of a container, say who you are (--user)"
+        raise ConfigError("the private key cannot be read or made", got=error.strerror, fix=fix) from error
+
+
+def _read_or_draw(folder: Path) -> bytes:
     path = folder / "private.key"
     try:
         return path.read_bytes()

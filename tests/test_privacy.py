@@ -12,9 +12,10 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 import medtransfer as mt
 from medtransfer.config import Experiment
-from medtransfer.errors import MedTransferError
+from medtransfer.errors import ConfigError, MedTransferError
 from medtransfer.export import export
 from medtransfer.pipeline import predict_files, train
+from medtransfer.pseudonym import pseudonym
 
 CANARIES = {
     "PatientName": "Canaryname^Anna", "PatientID": "CANARYID", "PatientBirthDate": "19310217",
@@ -140,7 +141,7 @@ def test_generated_identifiers_are_not_the_originals():
 
 
 def test_the_key_is_private_and_decides_the_pseudonym(tmp_path, monkeypatch):
-    from medtransfer.pseudonym import data_folder, pseudonym
+    from medtransfer.pseudonym import data_folder
 
     first = pseudonym("patient", "P1")
     key = data_folder() / "private.key"
@@ -162,3 +163,11 @@ def test_another_users_key_changes_names_and_no_number(dump, tmp_path, monkeypat
     assert not set(first.patient) & set(second.patient)
     assert (first.probability == second.probability).all()
     assert numbers == others
+
+
+def test_a_key_that_cannot_be_made_or_read_is_told_without_its_place(tmp_path, monkeypatch):
+    (tmp_path / "Doe Jane").write_text("a file where the folder would be")
+    monkeypatch.setenv("MEDTRANSFER_HOME", str(tmp_path / "Doe Jane" / "home"))
+    with pytest.raises(ConfigError, match="MEDTRANSFER_HOME") as told:
+        pseudonym("patient", "P01")
+    assert "Doe" not in str(told.value)

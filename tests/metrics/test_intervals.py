@@ -155,9 +155,7 @@ def test_standard_errors_of_one_case_a_patient_are_the_textbooks() -> None:
     size = float(np.abs(x - y).mean())
     found = interval(size, agreed["mae"], scale="log", patients=n)
     assert found.low * found.high == pytest.approx(size**2)  # as far up as down, as factors
-    assert interval(0.0, np.zeros(100), scale="log").method.endswith(
-        "percentile, 100 resamples"
-    )
+    assert interval(0.0, np.zeros(100), scale="log").method.endswith("percentile, 100 resamples")
 
 
 def test_limits_of_agreement_reach_as_far_as_the_exact_ones() -> None:
