@@ -51,25 +51,35 @@ def jobs() -> list[str]:
 
 
 def images(dims: int, channels: int, side: int) -> np.ndarray:
-    """Real ones where they are on this machine, else noise of different grain, ``[100, channels, ...]``."""
+    """Real ones where they are on this machine, else noise of different grain, ``[100, channels, ...]`` in [0, 1]."""
     import torch
     from torch.nn import functional as F
 
     mode, size = ("bilinear", "trilinear")[dims - 2], (side,) * dims
+    found = [torch.from_numpy(a)[None, None] for a in (pictures() if dims == 2 else volumes())]
     generator = torch.Generator().manual_seed(0)
-    parts = []
-    names = ("breastmnist", "pneumoniamnist_rebuilt") if dims == 2 else ("adrenalmnist3d",)
-    for name in names:
-        path = SHARED / f"{name}.npz"
-        if path.is_file():
-            raw = np.load(path)["test_images"][: IMAGES // len(names)].astype(np.float32) / 255
-            raw = raw / max(1e-6, raw.max())
-            parts.append(F.interpolate(torch.from_numpy(raw)[:, None], size, mode=mode))
-    lacking = IMAGES - sum(len(p) for p in parts)
-    for i in range(lacking):
-        grain = torch.rand(1, 1, *[4 + (i * 7) % (side - 3)] * dims, generator=generator)
-        parts.append(F.interpolate(grain, size, mode=mode))
+    found += [torch.rand(1, 1, *[4 + (i * 7) % (side - 3)] * dims, generator=generator)
+              for i in range(IMAGES - len(found))]  # fmt: skip
+    parts = [F.interpolate(a, size, mode=mode) for a in found]
     return torch.cat(parts).expand(-1, channels, *size).contiguous().numpy()
+
+
+def pictures() -> list[np.ndarray]:
+    """Ultrasound of the breast and radiographs of the chest."""
+    found = []
+    for name in ("breastmnist", "pneumoniamnist_rebuilt"):
+        if (path := SHARED / f"{name}.npz").is_file():
+            found += list(np.load(path)["test_images"][: IMAGES // 2].astype(np.float32) / 255)
+    return found
+
+
+def volumes() -> list[np.ndarray]:
+    """MRI around the hippocampus, each from its darkest to its brightest value."""
+    import nibabel
+
+    paths = sorted((SHARED.parent / "hippocampus" / "images").glob("*.nii.gz"))[:IMAGES]
+    arrays = [np.asarray(nibabel.load(p).dataobj, np.float32) for p in paths]
+    return [(a - a.min()) / (a.max() - a.min()) for a in arrays]
 
 
 def measure(job: str) -> dict[str, object]:
