@@ -128,7 +128,7 @@ def test_hardly_a_block_is_shown_without_being_run():
 def test_what_pages_need_is_something_that_can_be_prepared():
     from here import MAKERS
     from scans import SCANS
-    from services import SERVICES
+    from running import SERVICES
 
     known = {*MAKERS, *SCANS, *SERVICES}
     assert len(known) == len(MAKERS) + len(SCANS) + len(SERVICES)
@@ -176,11 +176,11 @@ def test_a_block_without_its_packages_is_told_of_and_the_rest_runs(tmp_path):
 
 
 def test_a_page_whose_surroundings_cannot_be_had_is_told_of(tmp_path, monkeypatch):
-    import services
+    import running
 
     monkeypatch.setattr("orthanc._program", lambda: None)
     monkeypatch.setattr(blocks, "find_spec", lambda name: name)
-    assert services  # its import puts the archive's module on the path
+    assert running  # its import puts the archive's module on the path
     page = tmp_path / "page.md"
     text = "<!-- here: archive -->\n```sh\nfalse\n```\n"
     page.write_text(text, encoding="utf-8")

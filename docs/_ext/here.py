@@ -1,6 +1,6 @@
 """What the folder of a page holds before its first block runs: small cohorts that are drawn by code, runs on them.
 
-What runs beside a page, an archive or a queue of jobs, is in ``services.py``.
+What runs beside a page, an archive or a queue of jobs, is in ``running.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def prepare(names: Sequence[str], place: Path, running: contextlib.ExitStack) ->
         Why there is not what some names ask for: a package or a program is not installed.
     """
     from scans import SCANS
-    from services import SERVICES
+    from running import SERVICES
 
     lacking = {}
     for name in names:

@@ -134,7 +134,7 @@ def measure(job: str) -> dict[str, object]:
             save_graph(program, card, Path(folder, "m.onnx"))
             found["mib"] = round(Path(folder, "m.onnx").stat().st_size / 2**20, 1)
             graph = Graph(Path(folder, "m.onnx"))
-            answers = np.concatenate([graph(part.numpy()) for part in batch.split(25)])
+            answers = np.concatenate([graph(part.numpy()) for part in batch.split(10)])
             found["onnx"] = float(np.abs(answers - wanted).max())
         except MedTransferError as error:
             found["refused"] = str(error)
