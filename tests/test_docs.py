@@ -127,8 +127,8 @@ def test_hardly_a_block_is_shown_without_being_run():
 
 def test_what_pages_need_is_something_that_can_be_prepared():
     from here import MAKERS
-    from scans import SCANS
     from running import SERVICES
+    from scans import SCANS
 
     known = {*MAKERS, *SCANS, *SERVICES}
     assert len(known) == len(MAKERS) + len(SCANS) + len(SERVICES)

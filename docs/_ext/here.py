@@ -30,8 +30,8 @@ def prepare(names: Sequence[str], place: Path, running: contextlib.ExitStack) ->
     dict
         Why there is not what some names ask for: a package or a program is not installed.
     """
-    from scans import SCANS
     from running import SERVICES
+    from scans import SCANS
 
     lacking = {}
     for name in names:
