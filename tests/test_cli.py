@@ -162,7 +162,7 @@ def test_foreign_weights_are_refused_with_their_own_code(study):
     assert ask("weights", "import", "w.safetensors", "--mean", "x", "--std", "0.5", cwd=study).returncode == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_in_the_middle_of_training_loses_nothing(study, number):
     recipe = "recipe={method: finetune, epochs: 6, freeze_epochs: 1, batch_size: 4, patience: 50}"
     arguments = ["train", "config.yaml", "-q", "--set", recipe]
