@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -95,22 +95,24 @@ def _by_joblib(function: Callable[[Item], Result], items: Sequence[Item], worker
     if name == "dask":
         require("distributed", "cluster")
         options = {"scheduler_host": address} if address else {}
-    try:
-        if name == "ray":
-            _start_ray(address)
-        with parallel_config(backend=name, n_jobs=workers if name == "loky" else -1, **options):
-            if name != "ray":
-                yield from Parallel(return_as="generator")(delayed(function)(item) for item in items)
-                return
-            with Parallel() as parallel:  # ray's backend gives lists alone: a few items a worker at a time
-                size = 8 * effective_n_jobs()
-                for start in range(0, len(items), size):
-                    yield from parallel(delayed(function)(item) for item in items[start : start + size])
-    except OSError as error:
-        fix = "start its scheduler (and for ray, set RAY_AUTH_MODE as there), or backend: threads"
-        raise ConfigError(
-            "the cluster cannot be reached", where="backend", got=type(error).__name__, fix=fix
-        ) from error
+    with ExitStack() as stack:
+        try:
+            if name == "ray":
+                _start_ray(address)
+            workers = workers if name == "loky" else -1
+            stack.enter_context(parallel_config(backend=name, n_jobs=workers, **options))
+        except OSError as error:
+            fix = "start its scheduler (and for ray, set RAY_AUTH_MODE as there), or backend: threads"
+            raise ConfigError(
+                "the cluster cannot be reached", where="backend", got=type(error).__name__, fix=fix
+            ) from error
+        if name != "ray":
+            yield from Parallel(return_as="generator")(delayed(function)(item) for item in items)
+            return
+        with Parallel() as parallel:  # ray's backend gives lists alone: a few items a worker at a time
+            size = 8 * effective_n_jobs()
+            for start in range(0, len(items), size):
+                yield from parallel(delayed(function)(item) for item in items[start : start + size])
 
 
 def _end_processes() -> None:

@@ -100,6 +100,11 @@ def test_processes_end_with_the_block():
     assert multiprocessing.active_children() == []
 
 
+def test_an_error_of_the_work_is_told_as_itself():
+    with computing("loky"), pytest.raises(FileNotFoundError):
+        list(spread(os.stat, ["no such file"], workers=2))
+
+
 @pytest.mark.parametrize("wrong", ["procs", "threads=4", "loky=host", ""])
 def test_a_backend_of_another_name_is_refused_with_those_there_are(wrong):
     with pytest.raises(ConfigError, match=r"threads, loky, dask=ADDRESS"), computing(wrong):
