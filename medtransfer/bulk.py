@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from medtransfer.cache import file_digest, fingerprint
+from medtransfer.cache import fingerprint
 from medtransfer.claims import LEASE_S, create, divide
 from medtransfer.cohort import Case, images_of
 from medtransfer.cost import LOOKED_AT, Cost, Stage, answering, evenly, preparing
@@ -33,6 +33,7 @@ from medtransfer.errors import ConfigError, MedTransferError, RunError
 from medtransfer.export.opened import Exported, open_exported
 from medtransfer.masks import Form, predict_into
 from medtransfer.pseudonym import pseudonym
+from medtransfer.reported import version_of
 from medtransfer.run import make_folder, read_state, write
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def predict_shared(
     from tqdm import tqdm
 
     folder, model = Path(folder), open_exported(run)
-    size, paths, aliases = _begin(folder, _identity(Path(run)), [Path(s) for s in studies], form, portion)
+    size, paths, aliases = _begin(folder, _identity(Path(run), model), [Path(s) for s in studies], form, portion)
     masks = model.card.task == "segmentation"
     work = _masks(model, folder / "masks", form) if masks else _classes(model, workers)
     head = ["mask", *(f"ml:{n}" for n in model.structures)] if masks else model.card.columns
@@ -246,12 +247,11 @@ def _whole(parts: Sequence[Path], studies: int) -> Rows:
     return rows
 
 
-def _identity(path: Path) -> str:
-    """What tells a model from all others: of a run what was asked, of a file or folder what is in it."""
+def _identity(path: Path, model: Exported) -> str:
+    """What tells a model from all others: of a run what was asked, of what was exported its tensors and its card."""
     if (path / "run.json").is_file():
         return str(read_state(path)["identity"])
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return fingerprint(*(file_digest(p) for p in files))
+    return fingerprint(version_of(path), model.card.to_json())
 
 
 def _csv(rows: Rows) -> str:

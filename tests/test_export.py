@@ -234,6 +234,16 @@ def test_backbones_that_differ_in_kind(name, dims, side, tmp_path):
         assert np.abs(open_exported(path).answer(batch) - by_hand([model], batch)).max() < 1e-4, form
 
 
+def test_one_fold_takes_its_own_threshold_along(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    point = {"rule": "youden", "by_fold": {"0": 0.2, "1": 0.6}}
+    (run / "metrics.json").write_text(json.dumps({"threshold": point, "thresholds": {}}))
+    for fold, limit in ((None, 0.4), (0, 0.2), (1, 0.6)):
+        out = mt.export(run, tmp_path / f"weights-{fold}", fold=fold)
+        assert open_exported(out).card.thresholds == {"yes": pytest.approx(limit)}
+
+
 def test_normalisation_of_large_maps_keeps_its_digits(tmp_path):
     """Sparse volumes, which the runtime's own sums get wrong in the fifth digit."""
     for package in ("onnx", "onnxscript", "onnxruntime"):

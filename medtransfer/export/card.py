@@ -181,7 +181,7 @@ def card_of(run: Path, description: Description, folds: list[int]) -> Card:
     size = prepare.size if prepare.dims == 2 else prepare.size[::-1]
     return Card(
         description.task, tuple(asked["classes"]), (description.in_channels, *size),
-        prepare=prepare.model_dump(mode="json"), bag=bool(asked.get("bag")), decided=_decided(run), **known,
+        prepare=prepare.model_dump(mode="json"), bag=bool(asked.get("bag")), decided=_decided(run, folds), **known,
     )  # fmt: skip
 
 
@@ -207,10 +207,19 @@ def folds_of(run: Path, fold: int | None) -> list[int]:
     return [fold]
 
 
-def _decided(run: Path) -> dict[str, Any]:
-    """Of the thresholds only their values: the rest names validation cases."""
+def _decided(run: Path, folds: Sequence[int]) -> dict[str, Any]:
+    """Of the thresholds only those of these folds, and only their values: the rest names validation cases."""
     metrics = run / "metrics.json"
     if not metrics.is_file():
         return {}
     stored = json.loads(metrics.read_text(encoding="utf-8"))
-    return {k: v for k in ("threshold", "thresholds") if (v := stored.get(k))}
+
+    def kept(point: dict[str, Any]) -> dict[str, Any]:
+        return point | {"by_fold": {k: v for k, v in point["by_fold"].items() if int(k) in folds}}
+
+    found: dict[str, Any] = {}
+    if stored.get("threshold"):
+        found["threshold"] = kept(stored["threshold"])
+    if stored.get("thresholds"):
+        found["thresholds"] = {label: kept(point) for label, point in stored["thresholds"].items()}
+    return found
